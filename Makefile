@@ -1,0 +1,61 @@
+# Everything runs in .venv, which is made on first use and refreshed when pyproject.toml changes.
+#   make quickstart        train and evaluate the built-in example (no network, no accounts, CPU)
+#   make quickstart-proof  the same, then export the ensemble and prove the artifact
+#   make test              ruff, mypy, pytest         make lint / make fix   ruff alone
+#   make bench             speed and memory ratios    make docs              regenerate docs/recipes.md
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+OUT    ?= runs/quickstart
+
+QUICKSTART_TRAIN    ?= $(BIN)/sve train quickstart --out $(OUT) --overwrite
+QUICKSTART_EVALUATE ?= $(BIN)/sve evaluate $(OUT)
+QUICKSTART_PROOF    ?= $(BIN)/sve export $(OUT) --to merged
+BENCH               ?= $(BIN)/python -m benchmarks
+PYTEST_ARGS         ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart quickstart-proof test lint fix bench docs clean
+
+help:
+	@sed -n '2,5s/^# *//p' Makefile
+
+quickstart: $(STAMP)
+	$(QUICKSTART_TRAIN)
+	$(QUICKSTART_EVALUATE)
+
+quickstart-proof: quickstart
+	$(QUICKSTART_PROOF)
+
+test: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+
+fix: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)
+	$(BENCH)
+
+docs: $(STAMP)
+	$(BIN)/python -c "from pathlib import Path; from sve_cli.recipe.schema import recipes_reference as text; Path('docs/recipes.md').write_text(text(), encoding='utf-8')"
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find sve_cli tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "sve needs Python 3.11 or newer; this is $$($(PYTHON) --version 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: sudo apt install python3-venv" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

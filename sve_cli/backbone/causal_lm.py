@@ -1,0 +1,100 @@
+"""Causal language models read at the last position of a left-padded prompt, for multiple choice.
+
+Shapes: B batch, T tokens, C options (letters), F features.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sve_cli.backbone.base import Head, Inputs
+from sve_cli.backbone.resolve import Location
+from sve_cli.backbone.transformers_backbone import TransformersBackbone, _open, load_tokenizer
+from sve_cli.errors import CheckpointError
+from sve_cli.recipe.spec import ModelSpec
+
+
+class CausalLM(TransformersBackbone):
+    """`AutoModelForCausalLM`; the head are the rows of the LM head that belong to the letters."""
+
+    loads_with = "transformers.AutoModelForCausalLM.from_pretrained('FOLDER')"
+    letter_ids: list[int] | None = None  # set by the task, once the letters' tokens are known
+
+    def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        mask_BT = inputs["attention_mask"]
+        position_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)  # padding must not shift positions
+        hidden = network.base_model(  # type: ignore[operator, union-attr]
+            input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False
+        )
+        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)  # the last real token, whichever side is padded
+        return hidden.last_hidden_state[torch.arange(len(mask_BT), device=mask_BT.device), last_B]  # type: ignore[no-any-return]
+
+    def use_letters(self, letter_ids: list[int], letters: list[str]) -> None:
+        """Take the letters' rows of the LM head as this backbone's head."""
+        self.letter_ids = letter_ids
+        output = self.network.get_output_embeddings()  # type: ignore[operator]
+        bias = getattr(output, "bias", None)
+        self.head = Head(output.weight.detach()[letter_ids].clone(), None if bias is None else bias.detach()[letter_ids].clone(), letters)
+
+    def with_head(self, network: nn.Module, head: Head) -> nn.Module:
+        assert self.letter_ids is not None, "use_letters comes first"
+        assert self.head is not None
+        own = torch.equal(head.weight_CF, self.head.weight_CF) and (head.bias_C is None or self.head.bias_C is not None)
+        if own:
+            return network.eval()  # the LM head as it is, tied or not
+        output = network.get_output_embeddings()  # type: ignore[operator]
+        weight = output.weight.detach().clone()
+        weight[self.letter_ids] = head.weight_CF
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=head.bias_C is not None)
+        with torch.no_grad():
+            linear.weight.copy_(weight)
+            if head.bias_C is not None:
+                linear.bias.zero_()
+                linear.bias[self.letter_ids] = head.bias_C
+        if head.bias_C is not None and output.bias is None:
+            raise CheckpointError("This LM head has no bias, so that member heads must have none.", "Use task.head: checkpoint.")
+        network.config.tie_word_embeddings = False  # type: ignore[union-attr, assignment]  # a member's head is no embedding any more
+        network.set_output_embeddings(linear.requires_grad_(False))  # type: ignore[operator]
+        return network.eval()
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        mask_BT = inputs["attention_mask"]
+        position_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)
+        out = model(input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False)
+        last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)
+        return out.logits[torch.arange(len(mask_BT), device=mask_BT.device), last_B][:, self.letter_ids]  # type: ignore[no-any-return]
+
+    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        model.save_pretrained(folder)  # type: ignore[operator]
+        self.tokenizer.save_pretrained(folder)
+
+    def reload(self, folder: Path) -> nn.Module:
+        return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
+
+
+def load_causal_lm(location: Location, spec: ModelSpec) -> CausalLM:
+    """Open a causal language model.
+
+    Raises:
+        CheckpointError: not found, not reachable, pickled weights only, or no causal LM.
+    """
+    arguments: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
+    name = str(location.path) if location.path else location.name
+    try:
+        config = AutoConfig.from_pretrained(name, **arguments)
+        network = _open(AutoModelForCausalLM, name, spec, config, arguments)[0]
+        tokenizer = load_tokenizer(name, spec)
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+        raise CheckpointError(
+            f"transformers cannot open '{spec.name}' as a causal language model: {first}",
+            "Check model.name, or name a local folder with config.json and safetensors.",
+        ) from error
+    tokenizer.padding_side = "left"
+    return CausalLM(network, spec, None, tokenizer)

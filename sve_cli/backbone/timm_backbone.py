@@ -1,0 +1,132 @@
+"""timm networks: by name, hub id, local folder or bare weight file.
+
+Shapes: B batch, C classes, F features.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_model_data_config
+from torch import Tensor, nn
+
+from sve_cli.backbone.base import Backbone, Head, Inputs
+from sve_cli.backbone.resolve import Location
+from sve_cli.errors import CheckpointError
+from sve_cli.recipe.spec import ModelSpec
+
+POOLING = {"cls": "token", "mean": "avg"}
+
+
+class TimmBackbone(Backbone):
+    """A timm model; features are its own `forward_head(..., pre_logits=True)`."""
+
+    library = "timm"
+    modality = "image"
+    loads_with = "timm.create_model('local-dir:FOLDER', pretrained=True)"
+
+    def __init__(self, network: nn.Module, spec: ModelSpec, head: Head | None, model_args: dict[str, Any]) -> None:
+        self.model_args = model_args
+        self.data_config = resolve_model_data_config(network)
+        super().__init__(network, spec, int(network.head_hidden_size), head)  # type: ignore[arg-type]
+
+    def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
+        tokens = network.forward_features(inputs["image"])  # type: ignore[operator]
+        return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator, no-any-return]
+
+    def with_head(self, network: nn.Module, head: Head) -> nn.Module:
+        network.reset_classifier(len(head.weight_CF))  # type: ignore[operator]
+        network.num_classes = len(head.weight_CF)  # type: ignore[assignment]
+        linear = network.get_classifier()  # type: ignore[operator]
+        if not isinstance(linear, nn.Linear):
+            raise CheckpointError(f"The classifier of '{self.spec.name}' is a {type(linear).__name__}, not a linear layer.")
+        with torch.no_grad():
+            linear.weight.copy_(head.weight_CF)
+            linear.bias.copy_(head.bias_C if head.bias_C is not None else torch.zeros(len(head.weight_CF)))
+        return network.eval()
+
+    def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
+        return model(inputs["image"])  # type: ignore[no-any-return]
+
+    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        cfg = dict(self.network.pretrained_cfg)  # type: ignore[arg-type]
+        keep = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "pool_size", "classifier")
+        pretrained = {k: cfg[k] for k in keep if k in cfg}
+        pretrained |= {"num_classes": len(classes), "input_size": list(self.data_config["input_size"])}
+        config = {
+            "architecture": cfg.get("architecture") or self.network.default_cfg["architecture"],  # type: ignore[index]
+            "num_classes": len(classes),
+            "num_features": self.feature_dim,
+            "global_pool": _pool_name(model),
+            "label_names": classes,
+            "model_args": {**self.model_args, "num_classes": len(classes)},
+            "pretrained_cfg": pretrained,
+        }
+        (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+
+    def reload(self, folder: Path) -> nn.Module:
+        return timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+
+    @property
+    def transform(self) -> Any:
+        """The evaluation transform (PIL image -> normalised tensor)."""
+        return create_transform(**self.data_config, is_training=False)
+
+
+def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> TimmBackbone:
+    """Open a timm checkpoint.
+
+    Raises:
+        CheckpointError: unknown name, unreachable hub, weights that do not fit.
+    """
+    extra: dict[str, Any] = {}
+    folder_config: dict[str, Any] = {}
+    if location.path is not None:
+        folder_config = json.loads((location.path / "config.json").read_text(encoding="utf-8"))
+    if spec.image_size is not None:
+        extra["img_size"] = spec.image_size
+    if spec.pooling in POOLING:
+        extra["global_pool"] = POOLING[spec.pooling]
+    elif spec.pooling == "last":
+        raise CheckpointError("model.pooling: 'last' makes no sense for images.", "Use native, cls or mean.")
+    name = f"local-dir:{location.path}" if location.path else location.name
+    pretrained = not spec.random_init and not build_only and location.file is None
+    try:
+        network = timm.create_model(name, pretrained=pretrained, **extra)
+        if location.file is not None and not build_only:
+            network.load_state_dict(load_file(location.file))
+    except (RuntimeError, OSError, SafetensorError, TypeError, ValueError, KeyError, AssertionError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise CheckpointError(
+            f"timm cannot open '{spec.name}': {first}", "Check the name (timm.list_models), or name a local folder with config.json and weights."
+        ) from error
+    classes = folder_config.get("label_names") or _labels_of(network)
+    head = None if spec.random_init else _own_head(network, classes)
+    args = {**folder_config.get("model_args", {}), **extra}
+    return TimmBackbone(network, spec, head, args)
+
+
+def _own_head(network: nn.Module, classes: list[str] | None) -> Head | None:
+    classifier = network.get_classifier()  # type: ignore[operator]
+    if not isinstance(classifier, nn.Linear):
+        return None
+    bias = None if classifier.bias is None else classifier.bias.detach().clone()
+    return Head(classifier.weight.detach().clone(), bias, classes)
+
+
+def _pool_name(model: nn.Module) -> str | None:
+    pool = getattr(model, "global_pool", None)  # a string for vision transformers, a module for most CNNs
+    return pool if isinstance(pool, str) else None
+
+
+def _labels_of(network: nn.Module) -> list[str] | None:
+    names = (getattr(network, "pretrained_cfg", None) or {}).get("label_names")
+    return list(names) if names else None

@@ -1,0 +1,262 @@
+"""The only place that prints: data on stdout, talk on stderr. `rich` is imported when something is shown, and not before."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from sve_cli.render import tables
+from sve_cli.report import Report
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+REPORT_WIDTH = 80
+PLAIN_SECONDS = 10.0
+# A pipe has no width: tables there keep their natural one instead of being cut.
+PIPE_WIDTH = 1000
+MANY_MEMBERS = 8
+
+
+class Advance(Protocol):
+    """What `Console.progress` yields: `n` more steps are done; `text` says how it goes."""
+
+    def __call__(self, n: int = 1, text: str = "") -> None: ...
+
+
+class Console:
+    """Tables, messages and progress for people; one JSON document for programs.
+
+    Attributes:
+        json_mode: stdout carries one JSON document and nothing else; `table` and `report` stay silent.
+    """
+
+    def __init__(self, json_mode: bool = False, clock: Callable[[], float] = time.monotonic) -> None:
+        self.json_mode = json_mode
+        self._clock = clock
+
+    def say(self, text: str) -> None:
+        """A line of talk, on stderr."""
+        self._talk(text)
+
+    def warn(self, text: str) -> None:
+        """A warning, on stderr."""
+        self._talk(text, "warning: ", "yellow")
+
+    def error(self, message: str, hint: str = "") -> None:
+        """What went wrong and what to do next, on stderr."""
+        self._talk(message, "error: ", "bold red")
+        if hint:
+            self._talk(hint, "  hint: ", "cyan")
+
+    def json(self, document: object) -> None:
+        """One JSON document on stdout. Numbers that are not finite become null; paths become strings."""
+        ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
+        sys.stdout.write(json.dumps(_plain(document), indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A table on stdout; columns that hold only numbers are set right."""
+        if self.json_mode:
+            return
+        cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
+        numeric = {i for i in range(len(columns)) if rows and all(_is_number(row[i]) for row in rows)}
+        # Not rich's own table title: that one is wrapped to the width of the table.
+        if title:
+            self._out.print(_text(title, "bold"))
+        self._out.print(_rich_table(columns, cells, numeric))
+
+    def report(self, report: Report) -> None:
+        """A compact summary on stdout, at most 80 columns wide: headline, predictors, OOD sets."""
+        if self.json_mode:
+            return
+        width = min(self._out.width, REPORT_WIDTH)
+        self._out.print(_text(report.title, "bold"), width=width)
+        self._out.print(_text(tables.subtitle(report), "dim"), width=width)
+        for i, sentence in enumerate(report.headline):
+            self._out.print(_text(sentence, "" if i else "bold"), width=width)
+        for warning in report.warnings:
+            self._out.print(_text(f"warning: {warning}", "yellow"), width=width)
+        self._out.print()
+        self._out.print(_summary_table(report), width=width)
+        for ood in report.ood:
+            shown = tables.ood_table(ood)
+            # Values only: with their intervals five columns do not fit. The Markdown and HTML views have them.
+            rows = [[cell.partition(" (")[0] for cell in row] for row in shown.rows]
+            title = f"OOD: {ood.name} ({ood.n_id:,} in, {ood.n_ood:,} out)"
+            self._out.print()
+            heads = [re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", head) for head in shown.columns]
+            self._out.print(_text(title, "bold"), width=width)
+            self._out.print(_rich_table(heads, rows, shown.numeric, wrap_heads=True), width=width)
+
+    @contextmanager
+    def progress(self, total: int, description: str) -> Iterator[Advance]:
+        """Progress on stderr: a bar on a terminal, else a plain line about every 10 seconds and one at the end.
+
+        Yields a callable `advance(n=1, text="")`.
+        """
+        shown = self._bar(total, description) if _wants_bar() else self._lines(total, description)
+        yield from shown
+
+    def _bar(self, total: int, description: str) -> Iterator[Advance]:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[text]}", markup=False),
+        )
+        # stdout stays what it is: redirecting it here would move data to stderr.
+        with Progress(*columns, console=self._err, redirect_stdout=False) as progress:
+            task = progress.add_task(_clean(description), total=total, text="")
+
+            def advance(n: int = 1, text: str = "") -> None:
+                progress.update(task, advance=n)
+                if text:
+                    progress.update(task, text=_clean(text))
+
+            yield advance
+
+    def _lines(self, total: int, description: str) -> Iterator[Advance]:
+        done, last_done, last_text, last_time = 0, -1, "", self._clock()
+
+        def line() -> None:
+            nonlocal last_done
+            last_done = done
+            percent = 100 * done // total if total > 0 else 100
+            self._talk(f"{description} {done}/{total} {percent} % {last_text}".rstrip())
+
+        def advance(n: int = 1, text: str = "") -> None:
+            nonlocal done, last_text, last_time
+            done, last_text = done + n, text or last_text
+            if self._clock() - last_time >= PLAIN_SECONDS:
+                last_time = self._clock()
+                line()
+
+        yield advance
+        if done != last_done:
+            line()
+
+    @cached_property
+    def _out(self) -> RichConsole:
+        return _rich_console(to_stderr=False)
+
+    @cached_property
+    def _err(self) -> RichConsole:
+        return _rich_console(to_stderr=True)
+
+    def _talk(self, message: str, label: str = "", style: str = "") -> None:
+        line = _text(label, style).append(_clean(message), "")
+        # Whole lines, so that a path can be copied; through rich, so that a running bar stays below.
+        self._err.print(line, soft_wrap=True)
+
+
+def _wants_bar() -> bool:
+    """A bar only where it can be redrawn and somebody looks."""
+    quiet = os.environ.get("CI") or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    return sys.stderr.isatty() and not quiet
+
+
+def _rich_console(to_stderr: bool) -> RichConsole:
+    from rich.console import Console as RichConsole
+
+    stream = sys.stderr if to_stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        # An arrow in a table must not end a run on a stream that cannot write it (a pipe on Windows, LC_ALL=C).
+        stream.reconfigure(errors="replace")
+    width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
+    return RichConsole(stderr=to_stderr, markup=False, emoji=False, highlight=False, width=width)
+
+
+def _clean(text: str) -> str:
+    """Control characters made visible: a class name must not steer the terminal."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\ufffd", text)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text that rich shows as it is, without reading markup."""
+    from rich.text import Text
+
+    return Text(_clean(text), style=style)
+
+
+def _rich_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | frozenset[int], wrap_heads: bool = False
+) -> RichTable:
+    from rich import box
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for i, name in enumerate(columns):
+        right = i in numeric
+        # With long heads the heads wrap; otherwise numbers keep their line and names wrap.
+        shown.add_column(_text(name), justify="right" if right else "left", no_wrap=right != wrap_heads, overflow="fold")
+    for row in rows:
+        shown.add_row(*(_text(cell) for cell in row))
+    return shown
+
+
+def _summary_table(report: Report) -> RichTable:
+    """Predictors with accuracy, NLL, ECE and Brier; intervals beneath the values; many members in one row of ranges."""
+    from rich.text import Text
+
+    keys, rows = tables.main_keys(report), tables.ordered_rows(report)
+    members = [row for row in rows if row.key.startswith("members.")]
+    shown = _rich_table(["Predictor", *tables.score_table(report).columns[1:]], [], frozenset(range(1, len(keys) + 1)))
+    for row in rows:
+        if row in members and len(members) > MANY_MEMBERS:
+            continue
+        cells = []
+        for key in keys:
+            metric = row.metrics.get(key)
+            interval = tables.format_interval(key, metric) if metric and row not in members else ""
+            value = _text(tables.format_number(key, metric.value if metric else None), "bold" if row.key == "ensemble" else "")
+            cells.append(Text.assemble(value, ("\n" + interval, "dim")) if interval else value)
+        shown.add_row(_text(row.title, "bold" if row.key == "ensemble" else ""), *cells)
+    if len(members) > MANY_MEMBERS:
+        ranges = []
+        for key in keys:
+            found = [row.metrics[key].value for row in members if key in row.metrics]
+            values = [value for value in found if math.isfinite(value)]
+            ends = [tables.format_number(key, end(values)) for end in (min, max)] if values else [tables.MISSING]
+            ranges.append(_text("-".join(ends)))
+        shown.add_row(_text(f"{len(members)} members, range"), *ranges)
+    return shown
+
+
+def _is_number(cell: object) -> bool:
+    """A number, or text that starts like one: `1,024`, `95.3 (94.7-95.9)`, `12 MB`."""
+    if isinstance(cell, (int, float)) and not isinstance(cell, bool):
+        return True
+    unit = r"( ?%| \([^()]*\)| [kMGT]?i?B| m?s| min| h)?"
+    return isinstance(cell, str) and re.fullmatch(r"[-+−]?\d[\d.,]*(e[-+]?\d+)?" + unit, cell) is not None
+
+
+def _plain(value: object) -> object:
+    """What JSON can say: no NaN, no paths, no dataclasses, no tuples."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return _plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,125 @@
+"""Labels of any stored form to class indices that agree across splits.
+
+Shapes: N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from sve_cli.data.tables import RawSplit
+from sve_cli.errors import DataError
+from sve_cli.predictions import UNKNOWN_LABEL
+from sve_cli.registry import nearest
+
+MOST_CLASSES = 100_000  # a larger whole number is an id or a measurement, not a class
+
+
+def coded_labels(raw: RawSplit, column: str) -> tuple[np.ndarray, list[str]]:
+    """The labels as indices into the split's own class names; -1 where empty, null or negative one.
+
+    Names: those of a ClassLabel; "0" … "max" for whole numbers; the sorted different values for text.
+
+    Raises:
+        DataError: the column is missing or holds something that is not a class.
+    """
+    values = raw.column(column, "data.label")
+    kind, names = values.type, raw.class_names(column)
+    if pa.types.is_integer(kind):
+        codes_N = _whole_numbers(values)
+        highest = int(codes_N.max(initial=UNKNOWN_LABEL))
+        limit = MOST_CLASSES if names is None else len(names)
+        if codes_N.min(initial=0) < UNKNOWN_LABEL or highest >= limit:
+            bad = highest if highest >= limit else int(codes_N.min())
+            raise DataError(
+                f"Label {bad} in column '{column}' of '{raw.where}' is not a class index (0 … {limit - 1}, or -1 for unknown).",
+                "Name the label column under data.label; regression is not supported.",
+            )
+        return codes_N, names if names is not None else [str(i) for i in range(highest + 1)]
+    if pa.types.is_boolean(kind) or pa.types.is_null(kind) or pa.types.is_dictionary(kind):
+        values, kind = values.cast(pa.string()), pa.string()
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(
+            f"Column '{column}' of '{raw.where}' holds {kind} values, which are no class labels.",
+            "Name a column of class names or whole numbers under data.label; regression is not supported.",
+        )
+    texts = values.to_pylist()
+    found = sorted({text for text in texts if text})
+    position = {name: i for i, name in enumerate(found)}
+    return np.array([position.get(text, UNKNOWN_LABEL) for text in texts], dtype=np.int64), found
+
+
+def _whole_numbers(values: pa.ChunkedArray) -> np.ndarray:
+    """int64, -1 for null. Through Python: arrow's own conversion imports pandas, which takes half a second."""
+    return np.array([UNKNOWN_LABEL if v is None else v for v in values.to_pylist()], dtype=np.int64)
+
+
+def chosen_classes(names: list[str], wanted: list[str] | None, where: str) -> list[str]:
+    """The classes of the task: all of `names`, or `wanted` in its order.
+
+    Raises:
+        DataError: a wanted class does not exist or is named twice, or fewer than two are left.
+    """
+    classes = names if wanted is None else [str(c) for c in wanted]
+    for name in classes:
+        if name not in names:
+            raise DataError(f"'{where}' has no class '{name}'.", f"Change data.classes. {nearest(name, names)}")
+    if len(set(classes)) != len(classes):
+        raise DataError("data.classes names a class twice.", f"It says {', '.join(classes)}.")
+    if len(classes) < 2:
+        raise DataError(
+            f"'{where}' has {len(classes)} classes; a classifier needs at least two.", "Look at data.label and data.classes."
+        )
+    return classes
+
+
+def mapped_labels(codes_N: np.ndarray, names: list[str], classes: list[str]) -> np.ndarray:
+    """Indices into `names` as indices into `classes`; -1 where unknown or not among `classes`."""
+    position = {name: i for i, name in enumerate(classes)}
+    table = np.array([position.get(name, UNKNOWN_LABEL) for name in names] + [UNKNOWN_LABEL], dtype=np.int64)
+    return table[codes_N]  # code -1 reads the last entry
+
+
+def strangers(codes_N: np.ndarray, names: list[str], known: list[str]) -> list[str]:
+    """The class names that occur but are not in `known`."""
+    present = np.unique(codes_N[codes_N >= 0])
+    return [names[i] for i in present if names[i] not in set(known)]
+
+
+def choice_labels(raw: RawSplit, column: str, choices: list[list[str]], keys: list[list[str]] | None) -> np.ndarray:
+    """Multiple choice: the index of the right option; from an index, a letter, an option's key or its text.
+
+    Raises:
+        DataError: a label names no option of its question.
+    """
+    values = raw.column(column, "data.label")
+    if pa.types.is_integer(values.type):
+        labels_N = _whole_numbers(values)
+    else:
+        labels_N = np.array([_option(v, i, choices[i], keys) for i, v in enumerate(values.to_pylist())], dtype=np.int64)
+    counts_N = np.array([len(c) for c in choices], dtype=np.int64)
+    bad = np.flatnonzero((labels_N >= counts_N) | (labels_N < UNKNOWN_LABEL))
+    if len(bad):
+        row = int(bad[0])
+        raise DataError(
+            f"Row {row} of '{raw.where}' has {counts_N[row]} choices, but its label is {values[row].as_py()!r}.",
+            "The label must be the index (from 0), the letter or the text of one of the choices.",
+        )
+    return labels_N
+
+
+def _option(value: object, row: int, choices: list[str], keys: list[list[str]] | None) -> int:
+    """Index of the option `value` means; past the end when it means none (the caller reports the row)."""
+    text = "" if value is None else str(value).strip()
+    if not text:
+        return UNKNOWN_LABEL
+    if keys is not None and text in keys[row]:
+        return keys[row].index(text)
+    if text in choices:
+        return choices.index(text)
+    if text.isdecimal():
+        return int(text)
+    if len(text) == 1 and "A" <= text.upper() <= "Z":
+        return ord(text.upper()) - ord("A")
+    return len(choices)

@@ -1,0 +1,171 @@
+"""Where a data set comes from: a local path, the package, $SVE_DATA_DIR, or the hub, in this order."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
+from sve_cli.errors import DataError
+from sve_cli.recipe.spec import DataSpec
+from sve_cli.registry import BUILTIN_DATA, nearest
+
+# Hub exports cut a split into files like train-00000-of-00002.parquet.
+_SHARD = re.compile(r"^(?P<split>.+)-\d{5}-of-\d{5}$")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that was found: its splits and how to read one. `unsplit`: one file or folder that is no split of anything."""
+
+    name: str
+    splits: list[str]
+    reader: Callable[[str], RawSplit]
+    unsplit: bool = False
+
+    def read(self, split: str, key: str) -> RawSplit:
+        """Read `split`, which the recipe (or the command line) names under `key`.
+
+        Raises:
+            DataError: there is no such split, or it cannot be read.
+        """
+        if split in self.splits:
+            return self.reader(split)
+        raise DataError(
+            f"Data set '{self.name}' has no split '{split}'; it has {', '.join(self.splits)}.",
+            f"Change {key}. {nearest(split, self.splits)}",
+        )
+
+
+def split_name(name: str) -> tuple[str, str | None]:
+    """'set:split' -> (set, split); a path that exists, or a name without a split, -> (name, None)."""
+    if Path(name).expanduser().exists() or ":" not in name:
+        return name, None
+    dataset, _, split = name.rpartition(":")
+    return dataset, split
+
+
+def open_source(name: str, spec: DataSpec, config: str | None = None, revision: str | None = None) -> Source:
+    """Find the data set `name`; the columns are those of `spec`.
+
+    Raises:
+        DataError: nothing of that name exists, or what exists holds no data.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return _from_path(name, path, spec)
+    if path.suffix in TABLE_SUFFIXES or name.startswith((".", "/", "~")):
+        raise DataError(f"There is no file or folder '{name}'.", f"Paths start at the current folder, {Path.cwd()}.")
+    if name in BUILTIN_DATA:
+        return _from_package(name)
+    folder = os.environ.get("SVE_DATA_DIR")
+    if folder and (Path(folder) / name).is_dir():
+        return _from_path(name, Path(folder) / name, spec)
+    return _from_hub(name, config, revision)
+
+
+def _from_path(name: str, path: Path, spec: DataSpec) -> Source:
+    strings = tuple(c for c in (spec.text, spec.text_pair, spec.question, spec.choices, "context", "id", *spec.slices) if c)
+    if path.is_file():
+        if path.suffix not in TABLE_SUFFIXES:
+            raise DataError(f"'{path}' is not a {', '.join(TABLE_SUFFIXES)} file.", "Convert it, or name a folder.")
+        return Source(name, ["train"], lambda split: _read_files(name, split, [path], strings), unsplit=True)
+    files = _split_files(path)
+    if not files and (path / "data").is_dir():
+        files = _split_files(path / "data")
+    if files:
+        return Source(name, sorted(files), lambda split: _read_files(name, split, files[split], strings))
+    folders = _split_folders(path)
+    if folders:
+        return Source(
+            name, sorted(folders), lambda split: _read_images(name, split, folders[split], spec), unsplit=folders == {"train": path}
+        )
+    raise DataError(
+        f"Folder '{path}' holds no data.",
+        "It must hold <split>.parquet (or csv, tsv, jsonl, json), or images as <split>/<class>/*.png or <class>/*.png.",
+    )
+
+
+def _split_files(folder: Path) -> dict[str, list[Path]]:
+    """split -> its files. A leading underscore or dot marks files that are about the data, not data."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in TABLE_SUFFIXES and path.is_file() and not path.name.startswith(("_", ".")):
+            shard = _SHARD.match(path.stem)
+            found.setdefault(shard["split"] if shard else path.stem, []).append(path)
+    for split, paths in found.items():
+        if len(paths) > 1 and not all(_SHARD.match(p.stem) and p.suffix == paths[0].suffix for p in paths):
+            raise DataError(
+                f"Split '{split}' of '{folder}' is there more than once: {', '.join(p.name for p in paths)}.",
+                "Keep one of the files, or name a file instead of the folder.",
+            )
+    return found
+
+
+def _split_folders(folder: Path) -> dict[str, Path]:
+    """split -> its image folder; {"train": folder} when the folder itself holds classes or images."""
+    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]
+    splits = {p.name: p for p in inner if any(q.is_dir() and image_files(q) for q in p.iterdir())}
+    if splits:
+        return splits
+    return {"train": folder} if image_files(folder) or any(image_files(p) for p in inner) else {}
+
+
+def _read_files(name: str, split: str, paths: list[Path], strings: tuple[str, ...]) -> RawSplit:
+    tables = [read_table(path, strings) for path in paths]
+    try:
+        table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"The files of split '{split}' do not fit together ({paths[0]}, …): {error}") from error
+    return RawSplit(name, split, table, str(paths[0]), paths[0].parent, features_of(table))
+
+
+def _read_images(name: str, split: str, folder: Path, spec: DataSpec) -> RawSplit:
+    return RawSplit(name, split, read_image_folder(folder, spec.image, spec.label), str(folder), folder)
+
+
+def _from_package(name: str) -> Source:
+    builtin = BUILTIN_DATA.resolve(name)
+
+    def read(split: str) -> RawSplit:
+        table = builtin(split)
+        return RawSplit(name, split, table, f"{name}:{split}", None, features_of(table))
+
+    return Source(name, list(builtin.splits), read)
+
+
+def _from_hub(name: str, config: str | None, revision: str | None) -> Source:
+    """Download, or take from the hub's cache. The import is late: local data must not pay for it."""
+    known = sorted(BUILTIN_DATA) + _local_names()
+    hint = (
+        f"{nearest(name, known)} Name a local file or folder, or set SVE_DATA_DIR to a folder that holds "
+        f"{name}/<split>.parquet; a hub id needs network or a filled cache."
+    )
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise DataError(f"There is no data set '{name}'.", hint)
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config, revision=revision)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        # OSError: offline, missing or gated; ValueError: configuration; RuntimeError: sets that are scripts.
+        raise DataError(f"Data set '{name}' is neither a local path nor built in, and the hub gave: {error}", hint) from error
+
+    def read(split: str) -> RawSplit:
+        part = loaded[split]
+        table = part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata)
+        return RawSplit(name, split, table, f"{name}:{split}", None, features_of(table))
+
+    return Source(name, [str(s) for s in loaded], read)
+
+
+def _local_names() -> list[str]:
+    folder = os.environ.get("SVE_DATA_DIR")
+    if not folder or not Path(folder).is_dir():
+        return []
+    return [p.name for p in Path(folder).iterdir() if p.is_dir()]

@@ -1,0 +1,142 @@
+"""Files to arrow tables: parquet, csv, tsv, json, jsonl, and folders of images."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from sve_cli.data.images import SUFFIXES as IMAGE_SUFFIXES
+from sve_cli.errors import DataError
+from sve_cli.registry import nearest
+
+TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split as it is stored.
+
+    Attributes:
+        dataset, split: names, as the recipe says them.
+        table: the rows.
+        where: file or set, for messages.
+        root: folder that relative image paths start from.
+    """
+
+    dataset: str
+    split: str
+    table: pa.Table
+    where: str
+    root: Path | None = None
+    features: dict[str, Any] = field(default_factory=dict)
+
+    def column(self, name: str, key: str) -> pa.ChunkedArray:
+        """The column `name`, which the recipe names under `key`.
+
+        Raises:
+            DataError: there is none.
+        """
+        names = self.table.column_names
+        if name not in names:
+            raise DataError(
+                f"'{self.where}' has no column '{name}'; its columns are {', '.join(names)}.",
+                f"Change {key} in the recipe. {nearest(name, names)}",
+            )
+        return self.table.column(name)
+
+    def class_names(self, name: str) -> list[str] | None:
+        """The names of a Hugging Face ClassLabel column; None for any other column."""
+        feature = self.features.get(name)
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and feature.get("names"):
+            return [str(n) for n in feature["names"]]
+        return None
+
+
+@dataclass(frozen=True)
+class BuiltinData:
+    """A data set inside the package: its splits, and what reads one."""
+
+    splits: tuple[str, ...]
+    read: Callable[[str], pa.Table]
+
+    def __call__(self, split: str) -> pa.Table:
+        """The rows of `split`, with Hugging Face feature types.
+
+        Raises:
+            DataError: there is no such split.
+        """
+        if split not in self.splits:
+            raise DataError(f"The built-in set has no split '{split}'.", f"Splits: {', '.join(self.splits)}.")
+        return self.read(split)
+
+
+def features_of(table: pa.Table) -> dict[str, Any]:
+    """Hugging Face feature types from the schema's metadata; {} when there are none."""
+    raw = (table.schema.metadata or {}).get(b"huggingface")
+    if raw is None:
+        return {}
+    try:
+        features = json.loads(raw)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}  # the metadata is a comment of another tool: the columns are readable without it
+    return features if isinstance(features, dict) else {}
+
+
+def read_table(path: Path, string_columns: tuple[str, ...] = ()) -> pa.Table:
+    """Read one file; `string_columns` stay text in csv files, whatever they look like.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        if path.suffix == ".parquet":
+            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import all of arrow's data set machinery
+                return file.read()
+        if path.suffix in (".csv", ".tsv"):
+            return _read_csv(path, string_columns)
+        return _read_json(path)
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: broken JSON or encoding
+        raise DataError(f"Cannot read '{path}': {error}", "Open the file and repair the place that is named.") from error
+
+
+def _read_csv(path: Path, string_columns: tuple[str, ...]) -> pa.Table:
+    return pyarrow.csv.read_csv(
+        path,
+        parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            column_types={name: pa.string() for name in string_columns},
+            timestamp_parsers=["%"],  # never matches: a text column of dates stays text
+        ),
+    )
+
+
+def _read_json(path: Path) -> pa.Table:
+    """A list of objects, or one object a line. Python's reader: arrow's would turn texts that look like dates into dates."""
+    text = path.read_text(encoding="utf-8-sig")
+    is_list = text.lstrip().startswith("[")
+    rows = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"'{path}' must hold JSON objects, one a row.", 'Write each row like {"text": "…", "label": "…"}.')
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images directly inside a folder, sorted by name."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def read_image_folder(folder: Path, image_column: str, label_column: str) -> pa.Table:
+    """`<class>/*.png` as a table of paths (relative to `folder`) and class names; without class folders, of paths alone."""
+    classes = sorted(p for p in folder.iterdir() if p.is_dir() and image_files(p))
+    if not classes:
+        return pa.table({image_column: [path.name for path in image_files(folder)]})
+    found = [(f"{path.parent.name}/{path.name}", path.parent.name) for c in classes for path in image_files(c)]
+    return pa.table({image_column: [path for path, _ in found], label_column: [name for _, name in found]})

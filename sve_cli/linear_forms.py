@@ -1,0 +1,54 @@
+"""The ways to compute a member's layer, one function each, and the cost rule that picks.
+
+Shapes: M members, N rows, O out, I in, R rank. W (O, I) = B (O, R) · A (R, I), where one of the two carries the singular
+values and the other is orthogonal; gain_MR = max(s_m, 0) / S. A member is defined as W + B diag(gain - 1) A; every form
+here equals it up to rounding (METHOD: arXiv 2601.22068, section 3; the residual form leaves W untouched).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Form = Literal["factored", "materialised", "residual"]
+
+
+def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
+    """((x Aᵀ) ∘ gain) Bᵀ: one GEMM for all members on each side, no weight gradient anywhere."""
+    h_MNR = x_MNI @ a_RI.t()
+    return (h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)) @ b_OR.t()
+
+
+def materialised(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
+    """x (B diag(gain) A)ᵀ: builds each member's matrix first; pays with many rows on square layers."""
+    weight_MOI = (b_OR.unsqueeze(0) * gain_MR.unsqueeze(1).to(b_OR.dtype)) @ a_RI
+    return torch.bmm(x_MNI.to(weight_MOI.dtype), weight_MOI.transpose(1, 2))
+
+
+def residual(x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
+    """x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ: exactly W at gain 1, whatever the precision of the basis."""
+    h_MNR = x_MNI @ a_RI.t()
+    return x_MNI @ weight_OI.t() + (h_MNR * (gain_MR - 1).unsqueeze(1).to(h_MNR.dtype)) @ b_OR.t()
+
+
+def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor) -> Tensor:
+    """The definition of one member's matrix: W + B diag(gain - 1) A, float32."""
+    return torch.addmm(weight_OI.float(), b_OR.float() * (gain_R.float() - 1), a_RI.float())
+
+
+def training_flops(form: Form, n_rows: int, out: int, inner: int) -> float:
+    """Multiply-adds of one member's forward and backward pass (input and Σ gradients) over `n_rows` rows."""
+    rank = min(out, inner)
+    if form == "materialised":  # forward, input gradient and weight gradient, plus building W and reducing its gradient
+        return 3.0 * n_rows * out * inner + 2.0 * out * rank * inner
+    both = 2.0 * n_rows * rank * (out + inner)
+    return both if form == "factored" else both + 2.0 * n_rows * out * inner
+
+
+def cheapest(n_rows: int, out: int, inner: int) -> Form:
+    """The form with fewer multiply-adds for one member's `n_rows` rows; a tie goes to factored (fewer passes over memory)."""
+    if training_flops("materialised", n_rows, out, inner) < 0.95 * training_flops("factored", n_rows, out, inner):
+        return "materialised"
+    return "factored"

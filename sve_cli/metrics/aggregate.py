@@ -1,0 +1,110 @@
+"""From the members' logits to the per-sample arrays every metric works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+from sve_cli.errors import SveError
+from sve_cli.predictions import UNKNOWN_LABEL, Predictions
+from sve_cli.statistics import ensemble_uncertainty, log_softmax, require_usable
+
+
+@dataclass(frozen=True)
+class Aggregated:
+    """The ensemble's view of N samples in float64.
+
+    Attributes:
+        labels_N: true class, -1 unknown.
+        log_probs_NC, probs_NC: the ensemble's distribution; -inf and 0 for options that do not exist.
+        exists_NC: bool, the option exists.
+        predicted_N: most probable class (the first of equals).
+        confidence_N: its probability.
+        entropy_N, expected_entropy_N, mutual_information_N: see `statistics.ensemble_uncertainty`.
+        disagreement_N: share of the pairs of members with different most probable classes; 0 for one member.
+    """
+
+    labels_N: np.ndarray
+    log_probs_NC: np.ndarray
+    probs_NC: np.ndarray
+    exists_NC: np.ndarray
+    predicted_N: np.ndarray
+    confidence_N: np.ndarray
+    entropy_N: np.ndarray
+    expected_entropy_N: np.ndarray
+    mutual_information_N: np.ndarray
+    disagreement_N: np.ndarray
+
+    @property
+    def n(self) -> int:
+        return len(self.labels_N)
+
+    @property
+    def n_classes(self) -> int:
+        return int(self.probs_NC.shape[1])
+
+    @property
+    def correct_N(self) -> np.ndarray:
+        """1.0 where the predicted class is the label, else 0.0."""
+        return (self.predicted_N == self.labels_N).astype(np.float64)
+
+    def labelled(self) -> Aggregated:
+        """The samples whose label is known."""
+        keep = self.labels_N != UNKNOWN_LABEL
+        if keep.all():
+            return self
+        return replace(self, **{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+
+
+def log_probs(predictions: Predictions) -> np.ndarray:
+    """Every member's masked log-probabilities (M, N, C) in float64; -inf where an option does not exist."""
+    return np.stack([log_softmax(logits_NC, predictions.mask_NC) for logits_NC in predictions.logits_MNC])
+
+
+def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
+    """Aggregate the members: `how` is "probs" (mean of probabilities) or "logits" (softmax of the mean logits).
+
+    Raises:
+        SveError: logits are not finite, a sample has no options, or a label names an option that does not exist.
+    """
+    where = source_name(predictions)
+    require_usable(predictions.logits_MNC, predictions.mask_NC, predictions.ids_N, where)
+    shape = predictions.logits_MNC.shape[1:]
+    exists_NC = np.ones(shape, dtype=bool) if predictions.mask_NC is None else predictions.mask_NC
+    labels_N = predictions.labels_N
+    wrong_N = (labels_N != UNKNOWN_LABEL) & ~exists_NC[np.arange(len(labels_N)), labels_N]
+    if wrong_N.any():
+        sample = predictions.ids_N[int(np.argmax(wrong_N))]
+        raise SveError(f"The label of sample '{sample}' of '{where}' is an option that does not exist.", "Mend the row.")
+    uncertainty = ensemble_uncertainty(predictions.logits_MNC, predictions.mask_NC, how)
+    probs_NC = np.exp(uncertainty.log_probs_NC)
+    predicted_N = uncertainty.log_probs_NC.argmax(axis=1)
+    return Aggregated(
+        labels_N=labels_N,
+        log_probs_NC=uncertainty.log_probs_NC,
+        probs_NC=probs_NC,
+        exists_NC=exists_NC,
+        predicted_N=predicted_N,
+        confidence_N=np.take_along_axis(probs_NC, predicted_N[:, None], axis=1)[:, 0],
+        entropy_N=uncertainty.total_N,
+        expected_entropy_N=uncertainty.expected_N,
+        mutual_information_N=uncertainty.mutual_N,
+        disagreement_N=_disagreement(predictions.logits_MNC, exists_NC),
+    )
+
+
+def source_name(predictions: Predictions) -> str:
+    """The data set and split in one word, for messages."""
+    return f"{predictions.dataset}:{predictions.split}" if predictions.split else predictions.dataset
+
+
+def _disagreement(logits_MNC: np.ndarray, exists_NC: np.ndarray) -> np.ndarray:
+    """From the votes v_c per class: of M(M-1) ordered pairs, sum_c v_c (v_c - 1) agree."""
+    n_members, n, n_classes = logits_MNC.shape
+    if n_members == 1:
+        return np.zeros(n)
+    votes_NC = np.zeros((n, n_classes))
+    for logits_NC in logits_MNC:
+        votes_NC[np.arange(n), np.where(exists_NC, logits_NC, -np.inf).argmax(axis=1)] += 1.0
+    return 1.0 - (votes_NC * (votes_NC - 1.0)).sum(axis=1) / (n_members * (n_members - 1.0))

@@ -1,0 +1,65 @@
+"""What a metric is: a name, a direction, one sentence, and one function of sample weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.report import Direction
+
+DEFAULT_BINS = 15
+
+# Counts of each sample in each resample, float64 (N, R) -> the metric on each resample (R,).
+# With all counts 1 it is the metric itself, so that value and interval come from the same code.
+Weighted = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric.
+
+    Attributes:
+        template: report key, with `{bins}` where the number of bins belongs (`ece_top1_w{bins}`).
+        direction: which way is better; "none" for a description.
+        sentence: the definition in one line; may contain `{bins}`.
+        prepare: (view, bins) -> the metric as a function of sample weights. Called with at least one sample.
+        needs_labels: samples without a label are left out.
+        max_resamples: take at most this many bootstrap resamples (for the dear ones); None: all.
+    """
+
+    template: str
+    direction: Direction
+    sentence: str
+    prepare: Callable[[Aggregated, int], Weighted]
+    needs_labels: bool = True
+    max_resamples: int | None = None
+
+    def key(self, bins: int = DEFAULT_BINS) -> str:
+        """The report key."""
+        return self.template.format(bins=bins)
+
+    def definition(self, bins: int = DEFAULT_BINS) -> str:
+        """The definition, with what is special about the interval."""
+        note = f" Interval from at most {self.max_resamples} resamples." if self.max_resamples else ""
+        return self.sentence.format(bins=bins) + note
+
+    def rows(self, view: Aggregated) -> Aggregated:
+        """The samples this metric is about."""
+        return view.labelled() if self.needs_labels else view
+
+    def compute(self, view: Aggregated, bins: int = DEFAULT_BINS) -> float:
+        """The value; NaN when no sample is left."""
+        rows = self.rows(view)
+        return float(self.prepare(rows, bins)(np.ones((rows.n, 1)))[0]) if rows.n else float("nan")
+
+
+def weighted_mean(values_N: np.ndarray) -> Weighted:
+    """A mean over samples, as a function of their weights."""
+
+    def weighted(weights_NR: np.ndarray) -> np.ndarray:
+        return np.asarray(values_N @ weights_NR / weights_NR.sum(axis=0))
+
+    return weighted

@@ -1,0 +1,22 @@
+"""Brier score."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.metrics.base import Metric, Weighted, weighted_mean
+
+
+def _brier(view: Aggregated, bins: int) -> Weighted:
+    error_NC = view.probs_NC.copy()
+    error_NC[np.arange(view.n), view.labels_N] -= 1.0
+    return weighted_mean(np.square(error_NC).sum(axis=1))  # options that do not exist have p = 0 and add nothing
+
+
+brier = Metric(
+    "brier",
+    "lower",
+    "Sum over classes of the squared error of the ensemble's probability, mean over samples (0 to 2).",
+    _brier,
+)

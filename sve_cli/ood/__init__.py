@@ -1,0 +1,1 @@
+"""Out-of-distribution scores, and how well they tell two sets apart."""

@@ -1,0 +1,23 @@
+"""Entropy of the mean probability minus the mean of the members' entropies as an OOD score."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sve_cli.ood.base import ENTROPY_UNIT
+from sve_cli.predictions import Predictions
+from sve_cli.statistics import ensemble_uncertainty
+
+
+class MutualInformation:
+    """Entropy of the mean probability minus the mean of the members' entropies."""
+
+    name = "mutual_information"
+    definition = (
+        f"Entropy of the mean probability minus the mean of the members' entropies ({ENTROPY_UNIT}); "
+        "0 for one member, so no better than chance there."
+    )
+
+    def score(self, predictions: Predictions, aggregate: str = "probs") -> np.ndarray:
+        """Score the samples -> (N,)."""
+        return ensemble_uncertainty(predictions.logits_MNC, predictions.mask_NC, aggregate).mutual_N

@@ -1,0 +1,1 @@
+"""What is fitted on held-back predictions and stored with the run."""

@@ -1,0 +1,123 @@
+"""Names to implementations, as "module:attribute" strings that are imported when asked for, and not before.
+
+A new method, task, data set, metric, OOD score or export target is one file and one line here.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from sve_cli.errors import SveError
+
+
+def nearest(name: str, known: Iterator[str] | list[str]) -> str:
+    """A sentence that names the closest known name, or lists the known ones."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(names)}."
+
+
+class Registry(Mapping[str, str]):
+    """A read-only table name -> "module:attribute"."""
+
+    def __init__(self, kind: str, entries: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+
+    def __getitem__(self, name: str) -> str:
+        try:
+            return self._entries[name]
+        except KeyError:
+            raise SveError(f"Unknown {self.kind} '{name}'.", nearest(name, list(self._entries))) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def resolve(self, name: str) -> Any:
+        """Import and return what `name` stands for.
+
+        Raises:
+            SveError: the name is not registered.
+        """
+        module, _, attribute = self[name].partition(":")
+        return getattr(import_module(module), attribute)
+
+
+METHODS = Registry(
+    "method",
+    {
+        "sve": "sve_cli.methods.sve:SVE",
+        "heads_only": "sve_cli.methods.heads_only:HeadsOnly",
+        "single": "sve_cli.methods.single:Single",
+    },
+)
+
+# An alias is another method with some settings fixed: (method, fixed recipe settings).
+METHOD_ALIASES: dict[str, tuple[str, dict[str, object]]] = {
+    "svf": ("sve", {"members": 1}),
+    "linear_probe": ("heads_only", {"members": 1}),
+}
+
+TASKS = Registry(
+    "task",
+    {
+        "text_classification": "sve_cli.tasks.text_classification:TextClassification",
+        "image_classification": "sve_cli.tasks.image_classification:ImageClassification",
+        "multiple_choice": "sve_cli.tasks.multiple_choice:MultipleChoice",
+    },
+)
+
+# Named so that asking for them says what this tool is for, instead of "unknown".
+REFUSED_TASKS = ("regression", "generation", "token_classification", "question_answering", "object_detection", "segmentation")
+
+METRICS = Registry(
+    "metric",
+    {
+        "accuracy": "sve_cli.metrics.accuracy:accuracy",
+        "macro_f1": "sve_cli.metrics.macro_f1:macro_f1",
+        "nll": "sve_cli.metrics.nll:nll",
+        "brier": "sve_cli.metrics.brier:brier",
+        "ece_top1_w15": "sve_cli.metrics.ece:ece_top1",
+        "ece_top1_m15": "sve_cli.metrics.adaptive_ece:adaptive_ece_top1",
+        "ece_class_w15": "sve_cli.metrics.classwise_ece:classwise_ece",
+        "mce_top1_w15": "sve_cli.metrics.mce:mce_top1",
+        "aurc": "sve_cli.metrics.aurc:aurc",
+        "disagreement": "sve_cli.metrics.disagreement:disagreement",
+        "entropy_mean": "sve_cli.metrics.uncertainty:entropy_mean",
+        "expected_entropy_mean": "sve_cli.metrics.uncertainty:expected_entropy_mean",
+        "mutual_information_mean": "sve_cli.metrics.uncertainty:mutual_information_mean",
+    },
+)
+
+OOD_SCORES = Registry(
+    "OOD score",
+    {
+        "max_probability": "sve_cli.ood.max_probability:MaxProbability",
+        "entropy": "sve_cli.ood.entropy:Entropy",
+        "expected_entropy": "sve_cli.ood.expected_entropy:ExpectedEntropy",
+        "mutual_information": "sve_cli.ood.mutual_information:MutualInformation",
+        "energy": "sve_cli.ood.energy:Energy",
+        "max_logit": "sve_cli.ood.max_logit:MaxLogit",
+    },
+)
+
+BUILTIN_DATA = Registry("built-in data set", {"digits": "sve_cli.data.digits:load_digits"})
+
+EXPORTERS = Registry(
+    "export target",
+    {"merged": "sve_cli.export.merged:export_merged", "averaged": "sve_cli.export.averaged:export_averaged"},
+)
+
+RENDERERS = Registry(
+    "report view",
+    {"md": "sve_cli.render.markdown:render_markdown", "html": "sve_cli.render.html:render_html"},
+)

@@ -1,0 +1,56 @@
+"""Report -> GitHub Markdown: the same order as the HTML view, without figures."""
+
+from __future__ import annotations
+
+import re
+
+from sve_cli.render import tables
+from sve_cli.render.tables import Table
+from sve_cli.report import Report
+
+
+def render_markdown(report: Report) -> str:
+    """The report as GitHub-flavoured Markdown."""
+    blocks = [f"# {escape(report.title)}", escape(tables.subtitle(report))]
+    if report.headline:
+        blocks.append(f"**{escape(report.headline[0])}**")
+        blocks.append(_bullets(report.headline[1:]))
+    if report.warnings:
+        blocks += ["## Warnings", _bullets(report.warnings)]
+    blocks += ["## Results", _table(tables.score_table(report)), _section("### Further metrics", tables.further_table(report))]
+    blocks.append(_section("## Uncertainty: total = aleatoric + epistemic", tables.split_table(report)))
+    if report.ood:
+        blocks.append("## Out-of-distribution detection")
+    for ood in report.ood:
+        sizes = f"{ood.n_id:,} samples in distribution, {ood.n_ood:,} out."
+        blocks += [f"### {escape(ood.name)}", sizes, _table(tables.ood_table(ood))]
+    blocks.append(_section("## Training", tables.history_table(report)))
+    blocks.append(_section("## Parameters", tables.parameter_table(report)))
+    blocks.append(_section("## Definitions", tables.definition_table(report)))
+    blocks.append(_section("## Provenance", tables.provenance_table(report)))
+    return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows as it is: no tags, emphasis, links, mentions or cell borders, on one line."""
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"([\\`*\[\]|~#$])", r"\\\1", text)
+    text = re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
+    # A report is often posted as a comment: a class called @someone must not notify anybody.
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
+
+
+def _bullets(lines: list[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
+
+
+def _section(heading: str, table: Table | None) -> str:
+    return f"{heading}\n\n{_table(table)}" if table else ""
+
+
+def _table(table: Table) -> str:
+    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
+    lines = [[escape(cell) for cell in table.columns], rule]
+    for i, row in enumerate(table.rows):
+        lines.append([f"**{escape(cell)}**" if i in table.strong else escape(cell) for cell in row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,179 @@
+"""One run = one folder. Everything is written to a temporary name first and renamed; COMPLETE is written last.
+
+runs/<recipe>-<UTC time>-<digest8>/: recipe.yaml, recipe.lock.json, ensemble.safetensors, history.jsonl, checkpoints/,
+evaluations/<digest>/, COMPLETE (sha256 of what it covers).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sve_cli.errors import SveError
+
+COMPLETE = "COMPLETE"
+
+
+def runs_root(out: Path | None = None) -> Path:
+    """Where runs live: `out`, else $SVE_RUNS_DIR, else ./runs."""
+    return out or Path(os.environ.get("SVE_RUNS_DIR") or "runs")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically.
+
+    Raises:
+        SveError: it cannot be written (disk full, no permission).
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path that becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    Raises:
+        SveError: the disk refuses.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SveError(f"Cannot write '{path}' ({error.strerror or error}).", "Check the disk, or choose another folder with --out.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document atomically."""
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON document.
+
+    Raises:
+        SveError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SveError(f"Cannot read '{path}' ({error}).") from error
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file."""
+    h = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            h.update(block)
+    return h.hexdigest()
+
+
+def seal(folder: Path, names: list[str]) -> None:
+    """Write COMPLETE: the digests of these files, which never change again."""
+    write_json(folder / COMPLETE, {"files": {name: file_digest(folder / name) for name in names}})
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether the folder was finished."""
+    return (folder / COMPLETE).is_file()
+
+
+def check_seal(folder: Path) -> None:
+    """Compare a finished folder with its COMPLETE.
+
+    Raises:
+        SveError: not finished, or a file is missing or changed.
+    """
+    if not is_complete(folder):
+        raise SveError(f"'{folder}' is not complete.", "Finish it with: sve train --resume " + str(folder))
+    for name, digest in read_json(folder / COMPLETE)["files"].items():
+        path = folder / name
+        if not path.is_file() or file_digest(path) != digest:
+            raise SveError(f"'{path}' is missing or was changed after the run.", "Train again, or restore the file.")
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """A run's folder."""
+
+    path: Path
+
+    @staticmethod
+    def create(root: Path, name: str, digest: str, exact: bool = False, overwrite: bool = False) -> RunDir:
+        """A new folder. `exact`: `root` itself is the run's folder (--out).
+
+        Raises:
+            SveError: the folder exists and is not empty.
+        """
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+        path = root if exact else root / f"{name}-{stamp}-{digest[:8]}"
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not overwrite:
+                raise SveError(f"'{path}' exists and is not empty.", "Choose another --out, go on with --resume, or use --overwrite.")
+            if not (path / "recipe.yaml").is_file():
+                raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")
+            shutil.rmtree(path)
+        try:
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
+        return RunDir(path)
+
+    @staticmethod
+    def open(path: Path) -> RunDir:
+        """An existing run's folder, finished or not.
+
+        Raises:
+            SveError: there is no run.
+        """
+        if not (path / "recipe.yaml").is_file():
+            raise SveError(f"There is no run at '{path}'.", "Name the folder that `sve train` printed, or leave RUN out for the newest.")
+        return RunDir(path)
+
+    @staticmethod
+    def newest(root: Path, complete: bool = True) -> RunDir:
+        """The newest run below `root` (by creation), finished unless `complete` is False.
+
+        Raises:
+            SveError: there is none.
+        """
+        found = [p.parent for p in root.glob("*/recipe.yaml") if not complete or is_complete(p.parent)] if root.is_dir() else []
+        if not complete:
+            found = [p for p in found if not is_complete(p)]
+        if not found:
+            kind = "complete" if complete else "unfinished"
+            raise SveError(f"There is no {kind} run in '{root}'.", "Train one with: sve train RECIPE")
+        return RunDir(max(found, key=lambda p: (p / "recipe.yaml").stat().st_mtime_ns))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the run was finished."""
+        return is_complete(self.path)
+
+    @property
+    def history_path(self) -> Path:
+        return self.path / "history.jsonl"
+
+    def history(self) -> list[dict[str, Any]]:
+        """One dict per line of history.jsonl."""
+        if not self.history_path.is_file():
+            return []
+        return [json.loads(line) for line in self.history_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+    def evaluations(self) -> list[Path]:
+        """Finished evaluations, newest first."""
+        found = [p.parent for p in self.path.glob(f"evaluations/*/{COMPLETE}")]
+        return sorted(found, key=lambda p: (p / COMPLETE).stat().st_mtime_ns, reverse=True)

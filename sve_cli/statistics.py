@@ -1,0 +1,185 @@
+"""Probability arithmetic, bootstrap and intervals on plain arrays: knows nothing of metrics, models or reports.
+
+Shapes: M members, N samples, C classes, R resamples, G groups. Everything is computed in float64; entropies are in nats.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.sparse import csr_array
+from scipy.special import entr, logsumexp, ndtri
+
+from sve_cli.errors import SveError
+
+AGGREGATES = ("probs", "logits")
+BLOCK_ELEMENTS = 2_000_000  # numbers of one block of bootstrap weights: 16 MB, whatever N and R are
+
+
+class Uncertainty(NamedTuple):
+    """The ensemble's distribution and the uncertainty of each sample, see `ensemble_uncertainty`."""
+
+    log_probs_NC: np.ndarray
+    total_N: np.ndarray
+    expected_N: np.ndarray
+    mutual_N: np.ndarray
+
+
+def seeded(seed: int, purpose: str) -> np.random.Generator:
+    """A random generator keyed by (seed, purpose), so that no draw depends on what was drawn before it."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+
+
+def require_usable(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, ids_N: Sequence[str], where: str) -> None:
+    """Refuse logits that are NaN or infinite (where the option exists), and samples with no option at all.
+
+    Args:
+        where: the data set and split, for the message.
+
+    Raises:
+        SveError: names the first such sample and the data set.
+    """
+    if not len(ids_N):
+        raise SveError(f"There are no samples in '{where}'.", "Check the split and --limit.")
+    good_MN = np.isfinite(logits_MNC).all(axis=2) if mask_NC is None else (np.isfinite(logits_MNC) | ~mask_NC).all(axis=2)
+    if not good_MN.all():
+        member, sample = (int(i) for i in np.argwhere(~good_MN)[0])
+        bad = int((~good_MN).any(axis=0).sum())
+        raise SveError(
+            f"The logits of sample '{ids_N[sample]}' of '{where}' are not finite (member {member}; {bad} of {len(ids_N)} samples).",
+            "The model overflowed or diverged: predict in float32, or look at the training history.",
+        )
+    if mask_NC is not None and not (some_N := mask_NC.any(axis=1)).all():
+        raise SveError(f"Sample '{ids_N[int(np.argmin(some_N))]}' of '{where}' has no options.", "Mend or remove the row.")
+
+
+def log_softmax(logits_NC: np.ndarray, mask_NC: np.ndarray | None = None) -> np.ndarray:
+    """Log-probabilities over the last axis in float64; options that do not exist get probability 0 (-inf)."""
+    logits = logits_NC.astype(np.float64)
+    if mask_NC is not None:
+        logits = np.where(mask_NC, logits, -np.inf)
+    logits -= logits.max(axis=-1, keepdims=True)
+    logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    return logits
+
+
+def mean_log_probs(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate: str) -> np.ndarray:
+    """The ensemble's log-probabilities (N, C), one member in memory at a time.
+
+    Args:
+        aggregate: "probs": log of the mean of the members' probabilities; "logits": log-softmax of the mean logits.
+
+    Raises:
+        SveError: another aggregate.
+    """
+    return _mean_log_probs((log_softmax(logits, mask_NC) for logits in logits_MNC), len(logits_MNC), aggregate)
+
+
+def _mean_log_probs(members: Iterator[np.ndarray], n_members: int, aggregate: str) -> np.ndarray:
+    if aggregate not in AGGREGATES:
+        raise SveError(f"Unknown aggregate '{aggregate}'.", f"Known: {', '.join(AGGREGATES)}.")
+    total_NC = next(members)
+    for log_probs_NC in members:
+        total_NC = np.logaddexp(total_NC, log_probs_NC) if aggregate == "probs" else total_NC + log_probs_NC
+    if n_members == 1:
+        return total_NC
+    if aggregate == "logits":
+        return log_softmax(total_NC / n_members)  # the mean logit and the mean log-probability differ by a constant per sample
+    return np.minimum(total_NC - np.log(n_members), 0.0)
+
+
+def log_option_counts(mask_NC: np.ndarray | None) -> np.ndarray | None:
+    """ln K_n per sample when the number of options varies between samples, else None (entropies stay in nats)."""
+    if mask_NC is None:
+        return None
+    counts_N = mask_NC.sum(axis=1)
+    return None if (counts_N == counts_N[0]).all() else np.log(counts_N.astype(np.float64))
+
+
+def ensemble_uncertainty(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate: str) -> Uncertainty:
+    """Total, expected and mutual-information uncertainty of each sample.
+
+    total = entropy of the ensemble's distribution, expected = mean entropy of the members, mutual = entropy of the mean
+    probability minus expected, clipped at 0 (and exactly 0 for one member). The mutual information always takes the mean
+    of the probabilities, which is what makes it one: 0 <= mutual <= ln min(M, C); with aggregate "logits" total is
+    therefore not expected + mutual. Where the number of options varies between samples, each of the three is divided by
+    ln K_n of its sample (0 when K_n = 1), otherwise they are in nats.
+    """
+    entropies: list[np.ndarray] = []
+
+    def members() -> Iterator[np.ndarray]:
+        for logits_NC in logits_MNC:
+            log_probs_NC = log_softmax(logits_NC, mask_NC)
+            entropies.append(entr(np.exp(log_probs_NC)).sum(axis=1))
+            yield log_probs_NC
+
+    n_members = len(logits_MNC)
+    mean_NC = _mean_log_probs(members(), n_members, "probs")
+    log_probs_NC = mean_NC if aggregate == "probs" or n_members == 1 else mean_log_probs(logits_MNC, mask_NC, aggregate)
+    expected_N = np.mean(entropies, axis=0)
+    mean_entropy_N = entr(np.exp(mean_NC)).sum(axis=1)
+    total_N = mean_entropy_N if log_probs_NC is mean_NC else entr(np.exp(log_probs_NC)).sum(axis=1)
+    mutual_N = np.zeros_like(expected_N) if n_members == 1 else np.maximum(mean_entropy_N - expected_N, 0.0)
+    if (scale_N := log_option_counts(mask_NC)) is not None:
+        scale_N = np.where(scale_N > 0, scale_N, 1.0)  # one option: the entropy is 0 already
+        total_N, expected_N, mutual_N = total_N / scale_N, expected_N / scale_N, mutual_N / scale_N
+    return Uncertainty(log_probs_NC, total_N, expected_N, mutual_N)
+
+
+def energy(logits_NC: np.ndarray, mask_NC: np.ndarray | None) -> np.ndarray:
+    """-logsumexp of the logits per sample (Liu et al. 2020, arXiv 2010.03759, at temperature 1)."""
+    logits = logits_NC.astype(np.float64)
+    return -np.asarray(logsumexp(logits if mask_NC is None else np.where(mask_NC, logits, -np.inf), axis=1))
+
+
+def tie_groups(values_N: np.ndarray) -> tuple[np.ndarray, int]:
+    """The rank of each value among the distinct values, ascending, and how many distinct values there are."""
+    distinct, group_N = np.unique(values_N, return_inverse=True)
+    return group_N, len(distinct)
+
+
+def grouped_sums(weights_NR: np.ndarray, group_N: np.ndarray, n_groups: int, values_N: np.ndarray | None = None) -> np.ndarray:
+    """sum over the samples of group g of weight * value -> (G, R); value 1 when `values_N` is None."""
+    values = np.ones(len(group_N)) if values_N is None else values_N
+    matrix = csr_array((values, (group_N, np.arange(len(group_N)))), shape=(n_groups, len(weights_NR)))
+    return np.asarray(matrix @ weights_NR)
+
+
+def block_size(n: int) -> int:
+    """How many resamples of n samples fit a block of bootstrap weights."""
+    return max(1, BLOCK_ELEMENTS // max(n, 1))
+
+
+def bootstrap_counts(n: int, resamples: int, rng: np.random.Generator, block: int | None = None) -> Iterator[np.ndarray]:
+    """How often each sample occurs in each resample with replacement, as blocks of float64 weights (N, R), R <= block.
+
+    Every column sums to n. A metric that takes weights never sees the resampled arrays themselves.
+    """
+    step = block or block_size(n)
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn_RN = rng.integers(n, size=(size, n))
+        counts_RN = np.stack([np.bincount(drawn_N, minlength=n) for drawn_N in drawn_RN])
+        yield np.ascontiguousarray(counts_RN.T, dtype=np.float64)
+
+
+def percentile_interval(values_R: np.ndarray, confidence: float) -> tuple[float, float]:
+    """The bootstrap percentile interval: the quantiles that leave (1 - confidence)/2 on each side.
+
+    Statistics with a bias, such as a calibration error, are more biased in a resample: theirs errs upward on small sets.
+    """
+    low, high = np.quantile(values_R, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    return float(low), float(high)
+
+
+def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a proportion (JASA 1927); (0, 1) when n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    z = float(ndtri(0.5 + confidence / 2.0))
+    share, z2 = successes / n, z * z / n
+    centre, half = share + z2 / 2.0, z * float(np.sqrt(share * (1.0 - share) / n + z2 / (4.0 * n)))
+    return max(0.0, (centre - half) / (1.0 + z2)), min(1.0, (centre + half) / (1.0 + z2))

@@ -1,0 +1,380 @@
+"""The only optimisation loop, for every method.
+
+Loss: the sum over members of each member's own mean cross-entropy, gradients clipped per member, so that a member takes
+the step it would take alone, whatever M is. Every random draw is keyed by (seed, purpose, member, epoch).
+Shapes: M members, B batch, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, keyed_generator
+from sve_cli.errors import DivergenceError
+from sve_cli.recipe.spec import TrainSpec
+from sve_cli.tasks.common import Encoded, masked_logits, tensor_to
+
+POOL = 64  # batches per bucketing pool: enough to pad little, few enough to keep batches random
+
+
+Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
+
+
+class Log(Protocol):
+    """Where the loop reports to."""
+
+    def step(self, done: int, total: int, text: str) -> None:
+        """Progress after an optimiser step."""
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        """One line of the history."""
+
+    def warn(self, text: str) -> None:
+        """Something the user should know."""
+
+
+@dataclass
+class Checkpointer:
+    """How the loop saves and restores itself; `save(tensors, meta)` must be atomic."""
+
+    save: Callable[[dict[str, Tensor], dict[str, Any]], None]
+    loaded: tuple[dict[str, Tensor], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What training leaves behind besides the ensemble's state."""
+
+    seconds: float
+    steps: int
+    samples_per_second: float
+    best: list[dict[str, Any]]
+
+
+def epoch_batches(encoded: Encoded, batch_size: int, seed: int, member: int | str, epoch: int) -> list[np.ndarray]:
+    """One member's batches of one epoch: each sample once, similar lengths together.
+
+    A random permutation is cut into pools of 64 batches; inside a pool samples are sorted by length with random ties and cut
+    into batches. Batch k has the same length rank for every member, so that members' batches stacked at a step pad little;
+    the order of the batches is the same for all members and random.
+    """
+    n = len(encoded)
+    order = torch.randperm(n, generator=keyed_generator(seed, "order", member, epoch)).numpy()
+    if encoded.lengths_N is None:
+        return [order[i : i + batch_size] for i in range(0, n, batch_size)]
+    batches: list[np.ndarray] = []
+    for start in range(0, n, POOL * batch_size):
+        pool = order[start : start + POOL * batch_size]
+        pool = pool[np.argsort(encoded.lengths_N[pool], kind="stable")]  # ties keep their random order
+        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+    shuffle = torch.randperm(len(batches), generator=keyed_generator(seed, "batches", epoch)).tolist()
+    return [batches[i] for i in shuffle]
+
+
+def learning_rate_factor(step: int, total: int, spec: TrainSpec) -> float:
+    """Warm-up, then cosine, linear or constant; in (0, 1]."""
+    warm = round(spec.warmup * total)
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    if spec.schedule == "constant":
+        return 1.0
+    share = (step - warm) / max(total - warm, 1)
+    return 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1 - share
+
+
+def training_precision(spec: TrainSpec, device: torch.device) -> torch.dtype:
+    """The dtype matrix products run in. auto: bfloat16 where the hardware multiplies it faster (measured once, 2 ms)."""
+    if spec.precision != "auto":
+        return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AMX" or _amx() else torch.float32
+
+
+def _amx() -> bool:
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(probe()) if probe else False
+
+
+class Trainer:
+    """One call of `fit`: the state that a checkpoint holds and the steps that change it."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        train: Encoded,
+        validation: Encoded | None,
+        validate: Validate,
+        spec: TrainSpec,
+        lr: float,
+        seed: int,
+        log: Log,
+        checkpointer: Checkpointer,
+    ) -> None:
+        self.ensemble, self.train, self.validation, self.validate = ensemble, train, validation, validate
+        self.spec, self.lr, self.seed, self.log, self.checkpointer = spec, lr, seed, log, checkpointer
+        self.device = next(ensemble.network.parameters()).device
+        self.dtype = training_precision(spec, self.device)
+        self.class_weights_C = self._class_weights()
+        self.batches_per_epoch = math.ceil(len(train) / spec.batch_size)
+        self.rounds = ensemble.rounds()
+        self.total_steps = sum(self._epochs(r) for r in self.rounds) * self.batches_per_epoch
+        self.done_steps = 0
+        self.last_save = time.monotonic()
+        self.finished: list[dict[str, Any]] = []
+
+    def _epochs(self, r: Round) -> int:
+        return max(round(self.spec.epochs * r.epochs_share), 1) if self.spec.epochs else 0
+
+    def _class_weights(self) -> Tensor | None:
+        if self.spec.class_weights == "none":
+            return None
+        counts = np.bincount(self.train.labels_N, minlength=len(self.ensemble.classes)).clip(min=1)
+        weights = 1 / counts
+        return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32, device=self.device)
+
+    def fit(self) -> Fit:
+        """Run all rounds. Restores from a checkpoint first when there is one."""
+        started = time.monotonic()
+        resume = self._restore()
+        first_step = self.done_steps
+        for number, r in enumerate(self.rounds):
+            if number < resume.get("round", 0):
+                continue
+            self._round(number, r, resume if number == resume.get("round") else {})
+        seconds = time.monotonic() - started
+        steps = self.done_steps - first_step
+        rate = steps * self.spec.batch_size * self.ensemble.n_members / max(seconds, 1e-9)
+        return Fit(seconds, self.done_steps, rate, self.finished)
+
+    def _round(self, number: int, r: Round, resume: dict[str, Any]) -> None:
+        groups = [g for g in self.ensemble.groups if g.parameters]
+        self.optimiser = torch.optim.AdamW(
+            [{"params": list(g.parameters.values()), "lr": self._base_lr(g)} for g in groups],
+            betas=(self.spec.betas[0], self.spec.betas[1]), weight_decay=0.0, fused=True,
+        )  # fmt: skip
+        epochs = self._epochs(r)
+        total = epochs * self.batches_per_epoch
+        self.best: dict[str, Any] = resume.get("best") or {"validation_nll": None, "epoch": None}
+        self.best_state = {n: t.clone() for n, t in self.ensemble.state().items()}
+        if resume:
+            self._restore_optimiser()
+        self.round_done = resume.get("round_done", 0)
+        self.loss_sum_M = np.array(resume.get("loss_sum", [0.0] * len(r.members)))
+        for epoch in range(resume.get("epoch", 0), epochs):
+            self._epoch(number, r, epoch, total)
+        if self.spec.select == "validation_nll" and self.best["validation_nll"] is not None:
+            self.ensemble.load_trained(self.best_state)
+        self.finished.append({"round": number, **self.best})
+
+    def _base_lr(self, group: ParameterGroup) -> float:
+        if group.role == "head":
+            return self.spec.head_lr
+        if group.role in ("bias", "norm"):
+            return self.spec.bias_lr if self.spec.bias_lr is not None else self.lr / 10
+        return self.lr
+
+    def _epoch(self, number: int, r: Round, epoch: int, total: int) -> None:
+        began = time.monotonic()
+        keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
+        batches = [epoch_batches(self.train, self.spec.batch_size, self.seed + 7919 * number, k, epoch) for k in keys]
+        start = self.round_done - epoch * self.batches_per_epoch
+        for k in range(start, self.batches_per_epoch):
+            losses_M = self._step(r, [b[k] for b in batches], total, (number, epoch, k))
+            self.loss_sum_M += losses_M
+            self.round_done += 1
+            self.done_steps += 1
+            if k == 0 and epoch == 0:
+                check_all_called(self.ensemble)
+            self.log.step(self.done_steps, self.total_steps, f"epoch {epoch + 1} loss {losses_M.mean():.3f}")
+            minutes = (time.monotonic() - self.last_save) / 60
+            if k + 1 < self.batches_per_epoch and minutes >= self.spec.checkpoint_minutes:
+                self._save(number, epoch)
+        record = {
+            "round": number, "epoch": epoch + 1, "step": self.done_steps,
+            "train_loss": float(self.loss_sum_M.mean() / self.batches_per_epoch),
+            "member_train_loss": [float(x / self.batches_per_epoch) for x in self.loss_sum_M],
+            **self._validate(r),
+            "seconds": round(time.monotonic() - began, 2),
+        }  # fmt: skip
+        self.loss_sum_M[:] = 0
+        self._select(record)
+        self.log.epoch(record)
+        self._save(number, epoch + 1)
+
+    def _step(self, r: Round, rows: list[np.ndarray], total: int, key: tuple[int, int, int]) -> np.ndarray:
+        """One optimiser step; returns the members' mean losses."""
+        factor = learning_rate_factor(self.round_done, total, self.spec)
+        for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters)):
+            group["lr"] = self._base_lr(g) * factor
+        if self.ensemble.dropout:
+            torch.manual_seed(keyed_generator(self.seed, "dropout", *key).initial_seed())
+        self.ensemble.set_training(True)
+        losses_M = np.zeros(len(r.members))
+        executions = [r.members] if self.spec.member_execution == "batched" else [(m,) for m in r.members]
+        size = len(rows[0])
+        micro = math.ceil(size / self.spec.accumulation)
+        for members in executions:
+            picks = [r.members.index(m) for m in members]
+            own = [rows[p] for p in picks] if len(rows) > 1 else rows
+            for start in range(0, size, micro):
+                part = [b[start : start + micro] for b in own]
+                loss_M = self._loss(members, part, key)
+                (loss_M.sum() * (len(part[0]) / size)).backward()
+                losses_M[picks] += loss_M.detach().double().cpu().numpy() * len(part[0]) / size
+        if not np.isfinite(losses_M).all():
+            bad = r.members[int(np.flatnonzero(~np.isfinite(losses_M))[0])]
+            raise DivergenceError(
+                f"The loss of member {bad} is not finite at step {self.done_steps + 1}.", "Lower train.lr, or set train.clip: 1.0."
+            )
+        self._clip(r)
+        self._decay(factor)
+        self.optimiser.step()
+        self.optimiser.zero_grad(set_to_none=True)
+        return losses_M
+
+    def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, int, int]) -> Tensor:
+        """Each member's mean cross-entropy (M,)."""
+        stacked = np.concatenate(part)
+        if self.train.augments:  # each member's own draw, whether members run batched or one by one
+            names = members if len(part) > 1 or self.ensemble.member_batches == "independent" else ("all",)
+            drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names)]
+            inputs = {k: torch.cat([d[k] for d in drawn]) for k in drawn[0]}
+        else:
+            inputs = self.train.batch(stacked)
+        inputs = tensor_to(inputs, self.device)
+        labels = torch.from_numpy(self.train.labels_N[stacked]).to(self.device)
+        mask = None if self.train.mask_NC is None else torch.from_numpy(self.train.mask_NC[stacked]).to(self.device)
+        per_member = len(part) > 1
+        if per_member:
+            inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC.float()
+        m, b, c = logits_MBC.shape
+        if not per_member and m > 1:
+            labels, mask = labels.repeat(m), None if mask is None else mask.repeat(m, 1)
+        logits = masked_logits(logits_MBC.reshape(m * b, c), mask)
+        smoothing = self.spec.label_smoothing
+        loss = F.cross_entropy(logits, labels, self.class_weights_C, reduction="none")
+        if smoothing:
+            log_probs = torch.log_softmax(logits, -1)
+            live = torch.isfinite(log_probs)
+            uniform = -torch.where(live, log_probs, torch.zeros(())).sum(-1) / live.sum(-1)
+            loss = (1 - smoothing) * loss + smoothing * uniform
+        return loss.reshape(m, b).mean(1)
+
+    def _clip(self, r: Round) -> None:
+        """Clip each member's gradient norm to `train.clip`."""
+        if self.spec.clip is None:
+            return
+        members = list(r.members)
+        squared_M = torch.zeros(len(members), dtype=torch.float64)
+        grads = [(g, p.grad) for g in self.ensemble.groups for p in g.parameters.values() if p.grad is not None]
+        for group, grad in grads:
+            norms = torch.linalg.vector_norm(grad.flatten(1)[members] if group.stacked else grad.reshape(1, -1), dim=1)
+            squared_M += norms.double().cpu() ** 2
+        factor_M = (self.spec.clip / (squared_M.sqrt() + 1e-12)).clamp(max=1.0).float().to(self.device)
+        for group, grad in grads:
+            if group.stacked:
+                shape = (-1, *[1] * (grad.ndim - 1))
+                grad[members] = grad[members] * factor_M.reshape(shape)
+            else:
+                grad.mul_(factor_M[0])
+
+    def _decay(self, factor: float) -> None:
+        """Decoupled weight decay toward each parameter's origin (zero unless the method names one)."""
+        for group in self.ensemble.groups:
+            decay = self.spec.head_weight_decay if group.role == "head" else self.spec.weight_decay
+            if not decay:
+                continue
+            rate = decay * self._base_lr(group) * factor
+            for name, parameter in group.parameters.items():
+                with torch.no_grad():
+                    parameter.mul_(1 - rate)
+                    if name in self.ensemble.decay_origins:
+                        parameter.add_(self.ensemble.decay_origins[name].to(parameter.device) * rate)
+
+    def _validate(self, r: Round) -> dict[str, Any]:
+        """Validation NLL and accuracy of the round's members, their disagreement, and their spread in Σ."""
+        if self.validation is None:
+            return {"validation_nll": None}
+        logits_MNC = self.validate(r.members)
+        mask_NC = self.validation.mask_NC
+        masked = logits_MNC if mask_NC is None else np.where(mask_NC, logits_MNC, -np.inf)
+        labels = torch.from_numpy(self.validation.labels_N)
+        nll = mean_nll(torch.from_numpy(logits_MNC), labels, None if mask_NC is None else torch.from_numpy(mask_NC))
+        votes_MN = masked.argmax(-1)
+        pairs = [(a, b) for a in range(len(votes_MN)) for b in range(a)]
+        disagreement = float(np.mean([(votes_MN[a] != votes_MN[b]).mean() for a, b in pairs])) if pairs else 0.0
+        probs = torch.softmax(torch.from_numpy(masked).double(), -1).mean(0)
+        accuracy = float((probs.argmax(-1) == labels).double().mean())
+        distance = self._spread(list(r.members))
+        if pairs and disagreement == 0.0 and self.spec.epochs:
+            self.log.warn("The members agree on every validation sample: they may have collapsed (see sigma_init, member_batches).")
+        return {"validation_nll": nll, "validation_accuracy": accuracy, "disagreement": disagreement, "sigma_distance": distance}
+
+    def _spread(self, members: list[int]) -> float | None:
+        """Mean distance between two members in Σ-space, relative to the mean distance from the checkpoint."""
+        sigma = [p.detach()[members].flatten(1) for g in self.ensemble.groups if g.role == "sigma" for p in g.parameters.values()]
+        if not sigma or len(members) < 2:
+            return None
+        all_MR = torch.cat(sigma, dim=1)
+        return float(torch.pdist(all_MR).mean() / all_MR.norm(dim=1).mean().clamp_min(1e-12))
+
+    def _select(self, record: dict[str, Any]) -> None:
+        nll = record["validation_nll"]
+        if nll is not None and not math.isfinite(nll):
+            raise DivergenceError(f"The validation NLL is not finite after epoch {record['epoch']}.", "Lower train.lr.")
+        if nll is not None and (self.best["validation_nll"] is None or nll < self.best["validation_nll"]):
+            self.best = {"validation_nll": nll, "epoch": record["epoch"]}
+            self.best_state = {n: t.clone() for n, t in self.ensemble.state().items()}
+
+    def _save(self, number: int, epoch: int) -> None:
+        """Everything a resumed run needs to give the same result to the bit."""
+        tensors = {f"state/{n}": t for n, t in self.ensemble.state().items()}
+        tensors |= {f"best/{n}": t for n, t in self.best_state.items()}
+        for i, state in self.optimiser.state_dict()["state"].items():
+            tensors |= {f"optimiser/{i}/{k}": v.clone() for k, v in state.items()}
+        meta = {
+            "round": number, "epoch": epoch, "round_done": self.round_done, "done_steps": self.done_steps,
+            "loss_sum": self.loss_sum_M.tolist(), "best": self.best, "finished": self.finished,
+        }  # fmt: skip
+        self.checkpointer.save(tensors, meta)
+        self.last_save = time.monotonic()
+
+    def _restore(self) -> dict[str, Any]:
+        if self.checkpointer.loaded is None:
+            return {}
+        tensors, meta = self.checkpointer.loaded
+        self.ensemble.load_trained({n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")})
+        self.done_steps = meta["done_steps"]
+        self.finished = meta["finished"]
+        return meta
+
+    def _restore_optimiser(self) -> None:
+        assert self.checkpointer.loaded is not None
+        tensors, _ = self.checkpointer.loaded
+        self.best_state = {n.removeprefix("best/"): t for n, t in tensors.items() if n.startswith("best/")}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith("optimiser/"):
+                _, index, key = name.split("/", 2)
+                state.setdefault(int(index), {})[key] = tensor
+        current = self.optimiser.state_dict()
+        self.optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})
+
+
+def mean_nll(logits_MNC: Tensor, labels_N: Tensor, mask_NC: Tensor | None) -> float:
+    """NLL of the members' mean probability, float64; what selection looks at."""
+    log_probs = torch.log_softmax(masked_logits(logits_MNC.double(), mask_NC), dim=-1)
+    mean_NC = torch.logsumexp(log_probs, dim=0) - math.log(len(logits_MNC))
+    return float(-mean_NC.gather(1, labels_N.unsqueeze(1)).mean())

@@ -1,8 +1,9 @@
 """Pretrain the network of the quickstart (sve_cli/assets/digits_vit) on MNIST made to look like the 8x8 digits.
 
-Command: OMP_NUM_THREADS=1 python benchmarks/pretrain_digits_vit.py          (seed 0, MINUTES)
+Command: OMP_NUM_THREADS=1 python benchmarks/pretrain_digits_vit.py          (seed 0, 24 epochs: 8 minutes on one busy CPU thread)
 Check only, without training: python benchmarks/pretrain_digits_vit.py --check
-Reached: RESULTS
+Reached: 97.6 % on the 1,000 MNIST images held out. Digits 0-7 (723 train, 479 test), one seed:
+    linear probe 98.5 % (random weights 64.1 %); all weights fine-tuned 99.2 % (from random weights 92.9 %).
 The digits are never trained on here; `check` fits a probe on their training split and reads the test split once.
 
 Shapes: B batch, N samples, C channels, H height, W width, F features.
@@ -144,6 +145,7 @@ def save(network: nn.Module, folder: Path) -> None:
     """Write a timm local folder."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)  # safetensors writes files only their owner can read
     config = {
         "architecture": "vit_tiny_patch16_224",
         "num_classes": 10,

@@ -281,6 +281,8 @@ class Ensemble(nn.Module):
 
     def averaged_head(self) -> Head:
         """The mean of the members' heads."""
+        if not self.heads.trainable:  # all the same, and to stay so to the bit: a tied head stays tied
+            return self.heads.head(0, self.classes)
         bias = None if self.heads.bias_MC is None else self.heads.bias_MC.detach().mean(0)
         return Head(self.heads.weight_MCF.detach().mean(0), bias, self.classes)
 
@@ -292,10 +294,14 @@ class Ensemble(nn.Module):
 def swap_linears(
     network: nn.Module, views: Sequence[LinearView], make: Callable[[LinearView], MemberLinear]
 ) -> dict[str, MemberLinear]:
-    """Replace layers of `network` by member layers; returns them by name."""
+    """Replace layers of `network` by member layers, at every place where a shared layer stands; returns them by name."""
+    places: dict[int, list[str]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
     swapped = {view.name: make(view) for view in views}
-    for name, module in swapped.items():
-        replace_module(network, name, module)
+    for view in views:
+        for name in places[id(view.module)]:
+            replace_module(network, name, swapped[view.name])
     return swapped
 
 

@@ -7,7 +7,7 @@ here equals it up to rounding (METHOD: arXiv 2601.22068, section 3; the residual
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,10 +15,43 @@ from torch import Tensor
 Form = Literal["factored", "materialised", "residual"]
 
 
-def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
-    """((x Aᵀ) ∘ gain) Bᵀ: one GEMM for all members on each side, no weight gradient anywhere."""
-    h_MNR = x_MNI @ a_RI.t()
-    return (h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)) @ b_OR.t()
+class _Factored(torch.autograd.Function):
+    """y = ((x Aᵀ) ∘ gain) Bᵀ + bias. Keeps h = x Aᵀ only: that is all the gradient of Σ needs, besides the frozen factors."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None) -> Tensor:
+        m, n, _ = x_MNI.shape
+        h_MNR = (x_MNI.reshape(m * n, -1) @ a_RI.t()).view(m, n, -1)
+        scaled = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
+        y_MNO = (scaled.view(m * n, -1) @ b_OR.t()).view(m, n, -1)
+        if bias_MO is not None:
+            y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        ctx.save_for_backward(h_MNR, gain_MR, a_RI, b_OR)
+        ctx.dtypes = (x_MNI.dtype, None if bias_MO is None else bias_MO.dtype)
+        return y_MNO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_MNR, gain_MR, a_RI, b_OR = ctx.saved_tensors
+        dy_MNO = grads[0]
+        m, n, _ = dy_MNO.shape
+        x_dtype, bias_dtype = ctx.dtypes
+        dy = dy_MNO.reshape(m * n, -1).to(b_OR.dtype)
+        dh_MNR = (dy @ b_OR).view(m, n, -1)
+        dx = dgain = dbias = None
+        if ctx.needs_input_grad[3]:
+            dgain = (dh_MNR * h_MNR).sum(1, dtype=torch.promote_types(gain_MR.dtype, torch.float32)).to(gain_MR.dtype)
+        if bias_dtype is not None and ctx.needs_input_grad[4]:
+            dbias = dy_MNO.sum(1, dtype=torch.promote_types(bias_dtype, torch.float32)).to(bias_dtype)
+        if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
+            dh_MNR *= gain_MR.unsqueeze(1).to(dh_MNR.dtype)
+            dx = (dh_MNR.view(m * n, -1) @ a_RI).view(m, n, -1).to(x_dtype)
+        return dx, None, None, dgain, dbias
+
+
+def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None = None) -> Tensor:
+    """((x Aᵀ) ∘ gain) Bᵀ + bias: one GEMM for all members on each side, no weight gradient anywhere."""
+    return _Factored.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def materialised(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
@@ -29,8 +62,9 @@ def materialised(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> 
 
 def residual(x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
     """x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ: exactly W at gain 1, whatever the precision of the basis."""
+    x_MNI = x_MNI.to(a_RI.dtype)
     h_MNR = x_MNI @ a_RI.t()
-    return x_MNI @ weight_OI.t() + (h_MNR * (gain_MR - 1).unsqueeze(1).to(h_MNR.dtype)) @ b_OR.t()
+    return x_MNI @ weight_OI.t().to(x_MNI.dtype) + (h_MNR * (gain_MR - 1).unsqueeze(1).to(h_MNR.dtype)) @ b_OR.t()
 
 
 def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor) -> Tensor:

@@ -134,13 +134,21 @@ def _ood_set(name: str, test: Predictions, other: Predictions, scores: list[OodS
             definition = f"{detection.definition} Score: {score.definition}"
             value = detection.compute(id_N, ood_N)
             table[score.name][key] = MetricValue(value, n_id + n_ood, detection.direction, definition, low, high)
-        edges = np.histogram_bin_edges(np.concatenate([id_N, ood_N]), HISTOGRAM_BINS)
+        edges = _histogram_edges(np.concatenate([id_N, ood_N]))
         histograms[score.name] = {
             "edges": edges.tolist(),
             "id": np.histogram(id_N, edges)[0].tolist(),
             "ood": np.histogram(ood_N, edges)[0].tolist(),
         }
     return OodSet(name, n_id, n_ood, table, histograms)
+
+
+def _histogram_edges(scores_N: np.ndarray) -> np.ndarray:
+    """Equal-width edges over the range; one unit wide where the scores are flat but for rounding."""
+    low, high = float(scores_N.min()), float(scores_N.max())
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
+        low, high = low - 0.5, high + 0.5
+    return np.linspace(low, high, HISTOGRAM_BINS + 1)
 
 
 def _auroc_intervals(
@@ -212,8 +220,8 @@ def data_warnings(test: Predictions) -> list[str]:
     missing = np.flatnonzero(exists_C & (np.bincount(labels_N, minlength=test.n_classes) == 0)) if n else np.array([], dtype=int)
     if len(missing):
         names = ", ".join(f"'{test.classes[c]}'" for c in missing[:5]) + (", …" if len(missing) > 5 else "")
-        verb = "class never occurs" if len(missing) == 1 else "classes never occur"
-        warnings.append(f"{len(missing)} of {test.n_classes} {verb} in the test set ({names}).")
+        verb = "occurs" if len(missing) == 1 else "occur"
+        warnings.append(f"{len(missing)} of {test.n_classes} classes never {verb} in the test set ({names}).")
     if test.mask_NC is not None and len(np.unique(test.mask_NC.sum(axis=1))) > 1:
         warnings.append("The number of options varies: entropies are divided by the logarithm of each sample's number of options.")
     if len(set(test.ids_N)) < test.n_samples:

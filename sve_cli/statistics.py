@@ -16,6 +16,7 @@ from scipy.special import entr, logsumexp, ndtri
 from sve_cli.errors import SveError
 
 AGGREGATES = ("probs", "logits")
+ROUNDING = 1e-14  # a mutual information below this is the rounding of a difference of entropies, and counts as 0
 BLOCK_ELEMENTS = 2_000_000  # numbers of one block of bootstrap weights: 16 MB, whatever N and R are
 
 
@@ -56,6 +57,16 @@ def require_usable(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, ids_N: Se
         raise SveError(f"Sample '{ids_N[int(np.argmin(some_N))]}' of '{where}' has no options.", "Mend or remove the row.")
 
 
+def require_aggregate(aggregate: str) -> None:
+    """Refuse a way of averaging members that does not exist.
+
+    Raises:
+        SveError: neither "probs" nor "logits".
+    """
+    if aggregate not in AGGREGATES:
+        raise SveError(f"Unknown aggregate '{aggregate}'.", f"Known: {', '.join(AGGREGATES)}.")
+
+
 def log_softmax(logits_NC: np.ndarray, mask_NC: np.ndarray | None = None) -> np.ndarray:
     """Log-probabilities over the last axis in float64; options that do not exist get probability 0 (-inf)."""
     logits = logits_NC.astype(np.float64)
@@ -79,8 +90,7 @@ def mean_log_probs(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate
 
 
 def _mean_log_probs(members: Iterator[np.ndarray], n_members: int, aggregate: str) -> np.ndarray:
-    if aggregate not in AGGREGATES:
-        raise SveError(f"Unknown aggregate '{aggregate}'.", f"Known: {', '.join(AGGREGATES)}.")
+    require_aggregate(aggregate)
     total_NC = next(members)
     for log_probs_NC in members:
         total_NC = np.logaddexp(total_NC, log_probs_NC) if aggregate == "probs" else total_NC + log_probs_NC
@@ -108,6 +118,7 @@ def ensemble_uncertainty(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, agg
     therefore not expected + mutual. Where the number of options varies between samples, each of the three is divided by
     ln K_n of its sample (0 when K_n = 1), otherwise they are in nats.
     """
+    require_aggregate(aggregate)
     entropies: list[np.ndarray] = []
 
     def members() -> Iterator[np.ndarray]:
@@ -122,7 +133,8 @@ def ensemble_uncertainty(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, agg
     expected_N = np.mean(entropies, axis=0)
     mean_entropy_N = entr(np.exp(mean_NC)).sum(axis=1)
     total_N = mean_entropy_N if log_probs_NC is mean_NC else entr(np.exp(log_probs_NC)).sum(axis=1)
-    mutual_N = np.zeros_like(expected_N) if n_members == 1 else np.maximum(mean_entropy_N - expected_N, 0.0)
+    gap_N = mean_entropy_N - expected_N
+    mutual_N = np.where(gap_N > ROUNDING, gap_N, 0.0) if n_members > 1 else np.zeros_like(gap_N)
     if (scale_N := log_option_counts(mask_NC)) is not None:
         scale_N = np.where(scale_N > 0, scale_N, 1.0)  # one option: the entropy is 0 already
         total_N, expected_N, mutual_N = total_N / scale_N, expected_N / scale_N, mutual_N / scale_N
@@ -182,4 +194,5 @@ def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple
     z = float(ndtri(0.5 + confidence / 2.0))
     share, z2 = successes / n, z * z / n
     centre, half = share + z2 / 2.0, z * float(np.sqrt(share * (1.0 - share) / n + z2 / (4.0 * n)))
-    return max(0.0, (centre - half) / (1.0 + z2)), min(1.0, (centre + half) / (1.0 + z2))
+    low, high = (centre - half) / (1.0 + z2), (centre + half) / (1.0 + z2)
+    return (low if successes > 0 else 0.0), (high if successes < n else 1.0)  # exact ends, whatever the rounding

@@ -80,6 +80,11 @@ def epoch_batches(encoded: Encoded, batch_size: int, seed: int, member: int | st
     return [batches[i] for i in shuffle]
 
 
+def round_epochs(spec: TrainSpec, r: Round) -> int:
+    """Epochs of one round: its share of `train.epochs`, at least one unless that is 0."""
+    return max(round(spec.epochs * r.epochs_share), 1) if spec.epochs else 0
+
+
 def learning_rate_factor(step: int, total: int, spec: TrainSpec) -> float:
     """Warm-up, then cosine, linear or constant; in (0, 1]."""
     warm = round(spec.warmup * total)
@@ -127,13 +132,10 @@ class Trainer:
         self.class_weights_C = self._class_weights()
         self.batches_per_epoch = math.ceil(len(train) / spec.batch_size)
         self.rounds = ensemble.rounds()
-        self.total_steps = sum(self._epochs(r) for r in self.rounds) * self.batches_per_epoch
+        self.total_steps = sum(round_epochs(spec, r) for r in self.rounds) * self.batches_per_epoch
         self.done_steps = 0
         self.last_save = time.monotonic()
         self.finished: list[dict[str, Any]] = []
-
-    def _epochs(self, r: Round) -> int:
-        return max(round(self.spec.epochs * r.epochs_share), 1) if self.spec.epochs else 0
 
     def _class_weights(self) -> Tensor | None:
         if self.spec.class_weights == "none":
@@ -156,13 +158,32 @@ class Trainer:
         rate = steps * self.spec.batch_size * self.ensemble.n_members / max(seconds, 1e-9)
         return Fit(seconds, self.done_steps, rate, self.finished)
 
+    def dry_step(self) -> None:
+        """Forward and backward of the first batch without changing anything.
+
+        Raises:
+            DivergenceError: the loss is not finite.
+            CheckpointError: a target layer is never called by the network.
+        """
+        r = self.rounds[0]
+        keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
+        part = [epoch_batches(self.train, self.spec.batch_size, self.seed, k, 0)[0] for k in keys]
+        self.ensemble.set_training(True)
+        loss_M = self._loss(r.members, part, (0, 0, 0))
+        loss_M.sum().backward()
+        for parameter in self.ensemble.trainable().values():
+            parameter.grad = None
+        check_all_called(self.ensemble)
+        if not torch.isfinite(loss_M).all():
+            raise DivergenceError("The loss of the first batch is not finite.", "Check the checkpoint, or use train.precision: float32.")
+
     def _round(self, number: int, r: Round, resume: dict[str, Any]) -> None:
         groups = [g for g in self.ensemble.groups if g.parameters]
         self.optimiser = torch.optim.AdamW(
             [{"params": list(g.parameters.values()), "lr": self._base_lr(g)} for g in groups],
             betas=(self.spec.betas[0], self.spec.betas[1]), weight_decay=0.0, fused=True,
         )  # fmt: skip
-        epochs = self._epochs(r)
+        epochs = round_epochs(self.spec, r)
         total = epochs * self.batches_per_epoch
         self.best: dict[str, Any] = resume.get("best") or {"validation_nll": None, "epoch": None}
         self.best_state = {n: t.clone() for n, t in self.ensemble.state().items()}
@@ -228,7 +249,7 @@ class Trainer:
             own = [rows[p] for p in picks] if len(rows) > 1 else rows
             for start in range(0, size, micro):
                 part = [b[start : start + micro] for b in own]
-                loss_M = self._loss(members, part, key)
+                loss_M = self._loss(members, part, (*key, start))
                 (loss_M.sum() * (len(part[0]) / size)).backward()
                 losses_M[picks] += loss_M.detach().double().cpu().numpy() * len(part[0]) / size
         if not np.isfinite(losses_M).all():
@@ -237,12 +258,12 @@ class Trainer:
                 f"The loss of member {bad} is not finite at step {self.done_steps + 1}.", "Lower train.lr, or set train.clip: 1.0."
             )
         self._clip(r)
-        self._decay(factor)
+        self._decay(r, factor)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return losses_M
 
-    def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, int, int]) -> Tensor:
+    def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
         """Each member's mean cross-entropy (M,)."""
         stacked = np.concatenate(part)
         if self.train.augments:  # each member's own draw, whether members run batched or one by one
@@ -290,18 +311,22 @@ class Trainer:
             else:
                 grad.mul_(factor_M[0])
 
-    def _decay(self, factor: float) -> None:
-        """Decoupled weight decay toward each parameter's origin (zero unless the method names one)."""
+    def _decay(self, r: Round, factor: float) -> None:
+        """Decoupled weight decay of the round's members toward each parameter's origin (zero unless the method names one)."""
         for group in self.ensemble.groups:
             decay = self.spec.head_weight_decay if group.role == "head" else self.spec.weight_decay
             if not decay:
                 continue
             rate = decay * self._base_lr(group) * factor
             for name, parameter in group.parameters.items():
+                if parameter.grad is None:  # not part of this round
+                    continue
                 with torch.no_grad():
-                    parameter.mul_(1 - rate)
-                    if name in self.ensemble.decay_origins:
-                        parameter.add_(self.ensemble.decay_origins[name].to(parameter.device) * rate)
+                    origin = self.ensemble.decay_origins.get(name, torch.zeros(())).to(parameter.device)
+                    if group.stacked and len(r.members) < len(parameter):
+                        parameter[list(r.members)] += rate * (origin - parameter[list(r.members)])
+                    else:
+                        parameter.add_(origin - parameter, alpha=rate)
 
     def _validate(self, r: Round) -> dict[str, Any]:
         """Validation NLL and accuracy of the round's members, their disagreement, and their spread in Σ."""

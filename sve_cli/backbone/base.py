@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sve_cli.backbone.linears import LinearView
 from sve_cli.backbone.targets import select_targets
+from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
 Inputs = dict[str, Tensor]
@@ -77,7 +78,19 @@ class Backbone(ABC):
 
     def targets(self, spec: MethodSpec, network: nn.Module | None = None) -> list[LinearView]:
         """The layers a method works on, in `network` (default: the checkpoint's own)."""
-        return select_targets(network if network is not None else self.network, spec)
+        network = network if network is not None else self.network
+        views = select_targets(network, spec)
+        if spec.targets not in ("auto", "all-linear"):
+            return views
+        own = self.own_classifier(network)  # members have heads of their own, and `features` never calls this one
+        kept = [v for v in views if all(v.module is not m for m in own)]
+        if not kept:
+            raise CheckpointError("No layer is left to train: the only linear layer is the classifier.", "Use method.name: heads_only.")
+        return kept
+
+    def own_classifier(self, network: nn.Module) -> list[nn.Module]:
+        """The library's own classifier inside `network`, which `features` does not call; [] when it was taken out."""
+        return []
 
     def fresh(self, share: bool = True) -> nn.Module:
         """A structural copy of the network. `share`: the copy uses the same weight tensors (they stay frozen)."""
@@ -96,7 +109,7 @@ class Backbone(ABC):
         h = hashlib.sha256()
         for name, tensor in sorted(self.network.state_dict().items()):
             h.update(name.encode())
-            h.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+            h.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes() if tensor.numel() else b"")
         return h.hexdigest()
 
 

@@ -34,6 +34,9 @@ class CausalLM(TransformersBackbone):
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)  # the last real token, whichever side is padded
         return hidden.last_hidden_state[torch.arange(len(mask_BT), device=mask_BT.device), last_B]  # type: ignore[no-any-return]
 
+    def own_classifier(self, network: nn.Module) -> list[nn.Module]:
+        return [network.get_output_embeddings()]  # type: ignore[operator]
+
     def use_letters(self, letter_ids: list[int], letters: list[str]) -> None:
         """Take the letters' rows of the LM head as this backbone's head."""
         self.letter_ids = letter_ids
@@ -43,21 +46,21 @@ class CausalLM(TransformersBackbone):
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         assert self.letter_ids is not None, "use_letters comes first"
-        assert self.head is not None
-        own = torch.equal(head.weight_CF, self.head.weight_CF) and (head.bias_C is None or self.head.bias_C is not None)
-        if own:
-            return network.eval()  # the LM head as it is, tied or not
         output = network.get_output_embeddings()  # type: ignore[operator]
-        weight = output.weight.detach().clone()
-        weight[self.letter_ids] = head.weight_CF
-        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=head.bias_C is not None)
+        weight, bias = output.weight.detach(), getattr(output, "bias", None)
+        same_bias = head.bias_C is None or (bias is not None and torch.equal(bias[self.letter_ids], head.bias_C))
+        if torch.equal(weight[self.letter_ids], head.weight_CF) and same_bias:
+            return network.eval()  # the LM head as it is, tied or not
+        if head.bias_C is not None and bias is None:
+            raise CheckpointError("This LM head has no bias, so that member heads must have none.", "Use task.head: checkpoint.")
+        linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device)
         with torch.no_grad():
             linear.weight.copy_(weight)
-            if head.bias_C is not None:
-                linear.bias.zero_()
-                linear.bias[self.letter_ids] = head.bias_C
-        if head.bias_C is not None and output.bias is None:
-            raise CheckpointError("This LM head has no bias, so that member heads must have none.", "Use task.head: checkpoint.")
+            linear.weight[self.letter_ids] = head.weight_CF
+            if bias is not None:
+                linear.bias.copy_(bias)
+                if head.bias_C is not None:
+                    linear.bias[self.letter_ids] = head.bias_C
         network.config.tie_word_embeddings = False  # type: ignore[union-attr, assignment]  # a member's head is no embedding any more
         network.set_output_embeddings(linear.requires_grad_(False))  # type: ignore[operator]
         return network.eval()

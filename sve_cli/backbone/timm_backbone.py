@@ -34,6 +34,8 @@ class TimmBackbone(Backbone):
     def __init__(self, network: nn.Module, spec: ModelSpec, head: Head | None, model_args: dict[str, Any]) -> None:
         self.model_args = model_args
         self.data_config = resolve_model_data_config(network)
+        if spec.image_size is not None:  # timm tells the network, but not its data configuration
+            self.data_config["input_size"] = (self.data_config["input_size"][0], spec.image_size, spec.image_size)
         super().__init__(network, spec, int(network.head_hidden_size), head)  # type: ignore[arg-type]
 
     def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
@@ -50,6 +52,10 @@ class TimmBackbone(Backbone):
             linear.weight.copy_(head.weight_CF)
             linear.bias.copy_(head.bias_C if head.bias_C is not None else torch.zeros(len(head.weight_CF)))
         return network.eval()
+
+    def own_classifier(self, network: nn.Module) -> list[nn.Module]:
+        classifier = network.get_classifier()  # type: ignore[operator]
+        return list(classifier) if isinstance(classifier, tuple) else [classifier]  # distilled networks have two
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return model(inputs["image"])  # type: ignore[no-any-return]

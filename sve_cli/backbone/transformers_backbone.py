@@ -5,6 +5,7 @@ Shapes: B batch, T tokens, C classes, F features.
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -36,12 +37,22 @@ class TransformersBackbone(Backbone):
         """The tokenizer."""
         return self.tokenizer
 
+    def max_length(self) -> int:
+        """Longest input in tokens: the recipe's, or the checkpoint's own limit, at most 512."""
+        own = min(int(self.tokenizer.model_max_length), 512)
+        positions = getattr(self.network.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+        if isinstance(positions, int):
+            own = min(own, positions)
+        return min(self.spec.max_length or own, own)
+
     def _save_network(self, model: Any, folder: Path, classes: list[str]) -> None:
         model.config.id2label = dict(enumerate(classes))
         model.config.label2id = {name: i for i, name in enumerate(classes)}
         model.config.problem_type = "single_label_classification"
         model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        tokenizer = copy.deepcopy(self.tokenizer)
+        tokenizer.model_max_length = self.max_length()  # so that `truncation=True` alone cuts inputs where training did
+        tokenizer.save_pretrained(folder)
 
 
 class SequenceClassifier(TransformersBackbone):
@@ -98,21 +109,21 @@ class PooledEncoder(TransformersBackbone):
         folder.mkdir(parents=True, exist_ok=True)
         self._save_network(model["encoder"], folder, classes)
         weight = model["head"].weight
-        dense = {"in_features": self.feature_dim, "out_features": len(weight), "bias": True}
+        dense = {"in_features": self.feature_dim, "out_features": len(weight), "bias": model["head"].bias is not None}
         files: dict[str, Any] = {
             "modules.json": [
                 {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
                 {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
                 {"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"},
             ],
-            "sentence_bert_config.json": {"max_seq_length": self.tokenizer.model_max_length, "do_lower_case": False},
+            "sentence_bert_config.json": {"max_seq_length": self.max_length(), "do_lower_case": False},
             "1_Pooling/config.json": {"word_embedding_dimension": self.feature_dim, **_pooling_flags(self.spec.pooling)},
             "2_Dense/config.json": {**dense, "activation_function": "torch.nn.modules.linear.Identity"},
         }
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        head = {"linear.weight": weight.detach().contiguous(), "linear.bias": model["head"].bias.detach().contiguous()}
+        head = {f"linear.{k}": v.contiguous() for k, v in model["head"].state_dict().items()}
         save_file(head, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
 
     def reload(self, folder: Path) -> nn.Module:
@@ -210,12 +221,13 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
 
 
 def _open(auto: Any, name: str, spec: ModelSpec, config: Any, arguments: dict[str, Any]) -> tuple[nn.Module, set[str]]:
-    if spec.random_init:
-        torch.manual_seed(0)
-        return auto.from_config(config, trust_remote_code=spec.trust_remote_code, **attention_of(spec)).float(), set()
-    network, info = auto.from_pretrained(
-        name, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **arguments, **attention_of(spec)
-    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what the checkpoint lacks (a fresh pre-classifier, say) is frozen: it must be the same every time
+        if spec.random_init:
+            return auto.from_config(config, trust_remote_code=spec.trust_remote_code, **attention_of(spec)).float(), set()
+        network, info = auto.from_pretrained(
+            name, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **arguments, **attention_of(spec)
+        )
     return network, set(info["missing_keys"])
 
 

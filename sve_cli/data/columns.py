@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sve_cli.data.images import LazyImages, is_image_type
+from sve_cli.samples import LazyImages, is_image_type
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec

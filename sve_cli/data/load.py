@@ -12,7 +12,7 @@ import numpy as np
 
 from sve_cli.data.columns import option_keys, read_ids, read_inputs, read_slices, read_soft_labels
 from sve_cli.data.labels import choice_labels, chosen_classes, coded_labels, mapped_labels, strangers
-from sve_cli.data.samples import DataSet, Samples
+from sve_cli.samples import DataSet, Samples
 from sve_cli.data.sources import Source, open_source, split_name
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from sve_cli.data.images import SUFFIXES as IMAGE_SUFFIXES
+from sve_cli.samples import SUFFIXES as IMAGE_SUFFIXES
 from sve_cli.errors import DataError
 from sve_cli.registry import nearest
 
@@ -110,10 +110,7 @@ def _read_csv(path: Path, string_columns: tuple[str, ...]) -> pa.Table:
     return pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types={name: pa.string() for name in string_columns},
-            timestamp_parsers=["%"],  # never matches: a text column of dates stays text
-        ),
+        convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in string_columns}),
     )
 
 

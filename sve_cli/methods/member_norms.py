@@ -5,6 +5,8 @@ Shapes: M members, D normalised width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +30,10 @@ class MemberNorm(nn.Module):
         if bias is not None:
             module.bias = nn.Parameter(torch.zeros_like(bias), requires_grad=False)
         self.plain = [module]  # a list, so that the frozen module is no submodule
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MemberNorm:
+        self.plain[0]._apply(fn, recurse)  # moves with this module to another device or dtype
+        return super()._apply(fn, recurse)
 
     def forward(self, x: Tensor) -> Tensor:
         members = [self.context.merged] if self.context.merged is not None else list(self.context.members)
@@ -54,13 +60,18 @@ def swap_norms(network: nn.Module, context: MemberContext, n_members: int) -> di
         CheckpointError: a norm does not scale by its weight (so that a member's weight cannot be put in its place).
     """
     swapped: dict[str, MemberNorm] = {}
-    for name, module in list(network.named_modules()):
+    made: dict[int, MemberNorm] = {}  # a norm that stands in several places is one
+    for name, module in list(network.named_modules(remove_duplicate=False)):
+        if id(module) in made:
+            replace_module(network, name, made[id(module)])
+            continue
         weight = getattr(module, "weight", None)
         if "Norm" not in type(module).__name__ or "Batch" in type(module).__name__ or not isinstance(weight, Tensor) or not block_of(name + "."):
             continue
         if weight.ndim != 1 or not _scales_by_weight(module, weight):
             raise CheckpointError(f"The norm '{name}' ({type(module).__name__}) cannot have member weights.", "Set train_norms: false.")
         replace_module(network, name, norm := MemberNorm(name, module, context, n_members))
+        made[id(module)] = norm
         swapped[name] = norm
     return swapped
 

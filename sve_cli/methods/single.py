@@ -59,10 +59,16 @@ class Single:
             backbone, network, heads, task.classes, context, member_batches="shared", dropout=params.dropout == "checkpoint"
         )
         embeddings = {id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        trained = {
-            f"network.{n}": p for n, p in network.named_parameters() if params.embeddings == "train" or id(p) not in embeddings
-        }
+        frozen = _classifier_only(network, backbone) | (embeddings if params.embeddings == "frozen" else set())
+        trained = {f"network.{n}": p for n, p in network.named_parameters() if id(p) not in frozen}
         for parameter in trained.values():
             parameter.requires_grad_(True)
         ensemble.groups.append(ParameterGroup("backbone", trained, stacked=False))
         return ensemble
+
+
+def _classifier_only(network: nn.Module, backbone: Backbone) -> set[int]:
+    """Ids of the parameters of the library's own classifier, which the members' heads replace (not those tied to other layers)."""
+    own = {id(m) for top in backbone.own_classifier(network) for m in top.modules()}
+    elsewhere = {id(p) for m in network.modules() if id(m) not in own for p in m.parameters(recurse=False)}
+    return {id(p) for top in backbone.own_classifier(network) for p in top.parameters()} - elsewhere

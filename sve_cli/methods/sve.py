@@ -103,19 +103,22 @@ class SVELinear(MemberLinear):
         members = self.context.members
         gain_MR = self.gain_MR(members)
         a_RI, b_OR = self._training_factors()
+        bias_MO = self._bias(members)
         form = self.params.form
         if form == "auto":
             form = linear_forms.cheapest(x_MNI.shape[1], self.b_OR.shape[0], self.a_RI.shape[1])
+        if form == "factored":
+            return linear_forms.factored(x_MNI, a_RI, b_OR, gain_MR, bias_MO)
         if form == "residual":
             y_MNO = linear_forms.residual(x_MNI, self.weight_OI, a_RI, b_OR, gain_MR)
-        elif form == "materialised":
-            y_MNO = linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR)
         else:
-            y_MNO = linear_forms.factored(x_MNI, a_RI, b_OR, gain_MR)
-        if self.bias_MO is not None:
-            bias_MO = self.bias_MO if len(members) == len(self.bias_MO) else self.bias_MO[list(members)]
-            return y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
-        return y_MNO if self.view.bias is None else y_MNO + self.view.bias.to(y_MNO.dtype)
+            y_MNO = linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR)
+        return y_MNO if bias_MO is None else y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
+
+    def _bias(self, members: tuple[int, ...]) -> Tensor | None:
+        if self.bias_MO is None:
+            return None if self.view.bias is None else self.view.bias.unsqueeze(0)
+        return self.bias_MO if len(members) == len(self.bias_MO) else self.bias_MO[list(members)]
 
     def merged(self, member: int) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
@@ -185,7 +188,9 @@ class SVE:
             # The bias parameters are absolute: decay pulls them toward the checkpoint's.
             ensemble.decay_origins |= {f"{n}.bias_MO": b for n, m in linears.items() if m.bias_MO is not None and (b := m.view.bias) is not None}
         if norms:
-            ensemble.groups.append(ParameterGroup("norm", {f"{n}.{k}": p for n, m in norms.items() for k, p in m.named_parameters()}))
+            trained = {f"{n}.{k}": p for n, m in norms.items() for k, p in m.named_parameters()}
+            ensemble.groups.append(ParameterGroup("norm", trained))
+            ensemble.decay_origins |= {n: p.detach()[0].clone() for n, p in trained.items()}
         if params.decay_toward == "zero":
             origin = {n: -(torch.ones(()) if m.relative else m.s_R) for n, m in linears.items()}
             ensemble.decay_origins |= {f"{n}.delta_MR": o for n, o in origin.items()}

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from sve_cli.errors import SveError
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.statistics import AGGREGATES, require_usable
+from sve_cli.statistics import require_aggregate, require_usable
 
 LOWEST, HIGHEST = 0.05, 20.0
 GRID = 17  # the NLL of a mean of probabilities need not have one minimum in T: bracket the best on a grid, then refine
@@ -47,8 +47,7 @@ def fit_temperature(predictions: Predictions, aggregate: str) -> Temperature:
     Raises:
         SveError: logits that are not finite, no labelled sample, or an unknown aggregate.
     """
-    if aggregate not in AGGREGATES:
-        raise SveError(f"Unknown aggregate '{aggregate}'.", f"Known: {', '.join(AGGREGATES)}.")
+    require_aggregate(aggregate)
     where = f"{predictions.dataset}:{predictions.split}"
     require_usable(predictions.logits_MNC, predictions.mask_NC, predictions.ids_N, where)
     known_N = predictions.labels_N != UNKNOWN_LABEL

@@ -34,7 +34,7 @@ class ModelSpec:
     )
     max_length: int | None = doc("Longest input in tokens; null: the checkpoint's own limit, at most 512.", None, low=4)
     image_size: int | None = doc("Input side in pixels; null: the checkpoint's own.", None, low=8)
-    attention: Literal["auto", "eager", "sdpa"] = doc("Attention implementation; auto chooses by measurement.", "auto")
+    attention: Literal["auto", "eager", "sdpa"] = doc("Attention implementation; auto: the library's default.", "auto")
     random_init: bool = doc("Throw the pretrained weights away (only to show that the method needs them).", False)
     trust_remote_code: bool = doc("Allow a hub repository to run its own Python code.", False)
 
@@ -107,7 +107,9 @@ class TrainSpec:
     epochs: int = doc("Passes over the training split, per round.", 3, low=0)
     batch_size: int = doc("Samples per member and optimiser step.", 32, low=1)
     accumulation: int = doc("Micro-batches a step is cut into (must divide batch_size).", 1, low=1)
-    lr: float = doc("Learning rate of the method's own parameters (Σ; all weights for single).", 1e-2, above=0.0)
+    lr: float | None = doc(
+        "Learning rate of the method's own parameters (Σ; all weights for single); null: the method's default.", None, above=0.0
+    )
     bias_lr: float | None = doc("Learning rate of member biases and norms; null: a tenth of lr.", None, above=0.0)
     head_lr: float = doc("Learning rate of the heads.", 5e-3, above=0.0)
     weight_decay: float = doc("AdamW weight decay of the method's own parameters; sve: toward the pretrained value.", 0.0, low=0.0)

@@ -203,8 +203,8 @@ class _Builder:
         """The key path of what comes next."""
         path = ""
         for frame in self.frames:
-            if frame.node.kind == "list":
-                path += f"[{len(frame.node.items)}]"
+            if frame.node.kind == "list":  # an open item is in its list already
+                path += f"[{len(frame.node.items) - (frame is not self.frames[-1])}]"
             elif frame.key is not None:
                 path += ("." if path else "") + frame.key
         return path

@@ -76,6 +76,7 @@ class Task(ABC):
         self.classes = classes
         self.backbone = backbone
         self.notes: list[str] = []
+        self.checkpoint_head, self._why_not = match_head(backbone.head, classes)  # what "before training" is measured with
         self.own_head = self._usable_head()
 
     @abstractmethod
@@ -96,14 +97,13 @@ class Task(ABC):
     def _usable_head(self) -> Head | None:
         if self.spec.head == "new":
             return None
-        own = self.backbone.head
-        matched, why = match_head(own, self.classes)
-        if matched is None and self.spec.head == "checkpoint":
-            raise CheckpointError(f"task.head: checkpoint, but {why}.", "Write task.head: new.")
-        if matched is not None:
-            shown = ", ".join(self.classes[:4]) + (" …" if len(self.classes) > 4 else "")
-            self.notes.append(f"The checkpoint's own head is kept: its classes are the data's, mapped by name ({shown}).")
-        return matched
+        if self.checkpoint_head is None:
+            if self.spec.head == "checkpoint":
+                raise CheckpointError(f"task.head is checkpoint, but {self._why_not}.", "Write task.head: new.")
+            return None
+        shown = ", ".join(self.classes[:4]) + (" …" if len(self.classes) > 4 else "")
+        self.notes.append(f"The checkpoint's own head is kept: its classes are the data's, mapped by name ({shown}).")
+        return self.checkpoint_head
 
 
 def match_head(head: Head | None, classes: list[str]) -> tuple[Head | None, str]:

@@ -67,7 +67,7 @@ def test_network_opens_with_plain_timm_and_beats_random_weights() -> None:
         probe = LogisticRegression(max_iter=500).fit(features(network, data.train), data.train.labels_N)
         scores[pretrained] = probe.score(features(network, data.test), data.test.labels_N)
     assert scores[True] >= 0.93
-    assert scores[False] <= scores[True] - 0.02
+    assert scores[False] <= scores[True] - 0.1
 
 
 def test_input_size_in_the_config_is_the_network_s() -> None:

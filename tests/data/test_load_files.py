@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from sve_cli.data import decode_image, limited, load_data, load_samples
+from sve_cli.samples import LazyImages
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec, SplitSpec
 
@@ -109,6 +111,19 @@ def test_images_as_arrays_bytes_and_paths_have_equal_pixels(tmp_path: Path) -> N
         pq.write_table(pa.table({"image": column, "label": ["a", "b"]}), tmp_path / f"{name}.parquet")
         samples = load_samples(str(tmp_path / f"{name}.parquet"), DataSpec("x"), "image")
         assert np.asarray(decode_image(samples.inputs["image"][1])).tolist() == [[[7, 7, 7]] * 4] * 3, name
+
+
+def test_images_of_several_chunks_keep_their_places() -> None:
+    chunks = pa.chunked_array([[{"bytes": b"0", "path": None}, {"bytes": None, "path": "1"}], [], [{"bytes": b"2", "path": None}]])
+    images = LazyImages(chunks, Path("root"))
+    assert list(images) == [images[0], images[1], images[2]] == [b"0", Path("root/1"), b"2"]
+    assert list(images.subset(np.array([2, 0]))) == [b"2", b"0"] and list(images[1:]) == [Path("root/1"), b"2"]
+
+
+def test_csv_texts_that_look_like_numbers_or_dates_stay_as_written(tmp_path: Path) -> None:
+    for texts in (["007", "1.50"], ["2024-01-01", "2024-01-02"], ["true", "false"]):
+        (tmp_path / "x.csv").write_text("text,label\n" + "".join(f"{t},a\n" for t in texts))
+        assert list(load_samples(str(tmp_path / "x.csv"), DataSpec("x"), "text").inputs["text"]) == texts
 
 
 def test_broken_image_and_wrong_array_are_named(tmp_path: Path) -> None:
@@ -239,6 +254,9 @@ def test_fingerprint_sees_labels_ids_and_inputs_but_not_the_format(tmp_path: Pat
         load_samples(f"{splits(tmp_path / suffix[1:], suffix)}:train", DataSpec("x"), "text") for suffix in (".csv", ".parquet")
     )
     assert train.fingerprint() == other.fingerprint()
+    assert replace(train, ids_N=[*train.ids_N[:-1], "other"]).fingerprint() != train.fingerprint()
+    assert replace(train, labels_N=train.labels_N[::-1].copy()).fingerprint() == train.fingerprint()  # a palindrome
+    assert replace(train, labels_N=1 - train.labels_N).fingerprint() != train.fingerprint()
     assert train.subset(np.arange(39)).fingerprint() != train.fingerprint()
     write(tmp_path / "csv" / "train.csv", [("changed", "pos"), *ROWS[1:]])
     assert load_samples(f"{tmp_path / 'csv'}:train", DataSpec("x"), "text").fingerprint() != train.fingerprint()

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from sve_cli.errors import RecipeError, SveError
-from sve_cli.recipe import Recipe, digest, library, load_recipe, load_recipe_text, recipe_names, recipe_text, resolve_dict, to_yaml
+from sve_cli.recipe import digest, library, load_recipe, load_recipe_text, recipe_names, recipe_text, resolve_dict, to_yaml
+from sve_cli.recipe.spec import DataSpec, EvaluateSpec, MethodSpec, ModelSpec, Recipe, SplitSpec, TaskSpec, TrainSpec
 
 pytestmark = pytest.mark.usefixtures("fake_methods")
 
@@ -103,16 +104,14 @@ def test_missing_sections_and_keys() -> None:
         ("a: 1\nb: x: y\n", "r.yaml:2: not valid YAML: a ':' where none can be"),
         ("a: 1\nb: [1,\n", "r.yaml:3: not valid YAML"),
         ("a: 1\n---\nb: 2\n", "r.yaml:2: a second document begins here"),
-        ("a: " + "[" * 50_000, "r.yaml:1: a[0]"),
+        ("a: " + "[" * 50_000, "r.yaml:1: a[0][0]"),
         ("{a: " * 50_000, "r.yaml:1: a.a"),
-        ("\n[1, 2]: x\n", "r.yaml:2: [0]: a key must be a single word"),
+        ("\n[1, 2]: x\n", "r.yaml:2: a key must be a single word"),
         ("a: 1\nb: \x01\n", "r.yaml:2: the character U+0001 is not allowed"),
         ('a: "\\UFFFFFFFF"\n', "r.yaml:1: not valid YAML"),
     ],
 )
 def test_unreadable_text_is_one_sentence_with_a_line(text: str, problem: str) -> None:
-    if "[1, 2]:" in text:
-        problem = problem.replace("[0]: ", "")
     found = problems_of(text)
     assert len(found) == 1
     assert found[0].startswith(problem)
@@ -138,7 +137,7 @@ def test_anchors_and_aliases_are_refused(good: str) -> None:
 
 
 def test_scalars_follow_yaml_1_2(good: str) -> None:
-    recipe = load_recipe_text(good + "  warmup: 5E-2\n  weight_decay: 1\ndata.text: x\n".replace("data.text: x\n", ""), "r.yaml")
+    recipe = load_recipe_text(good + "  warmup: 5E-2\n  weight_decay: 1\n", "r.yaml")
     assert (recipe.train.lr, recipe.train.warmup, recipe.train.weight_decay) == (0.001, 0.05, 1.0)
     assert isinstance(recipe.train.weight_decay, float)
     text = good.replace("  name: digits\n", "  name: digits\n  text: no\n  label: on\n  classes: [yes, off, '1e-3', 1:30, 1_000]\n")
@@ -147,7 +146,9 @@ def test_scalars_follow_yaml_1_2(good: str) -> None:
 
 
 def test_quoted_number_as_text_and_number_as_text(good: str) -> None:
-    assert problems_of(good, "data.text=12") == ["override 'data.text=12': data.text: expected text, found 12 (write '12' in quotes)"]
+    assert problems_of(good, "data.text=12") == [
+        "override 'data.text=12': data.text: expected text, found 12 (write '12' in quotes)"
+    ]
     assert load_recipe_text(good, "r.yaml", ["data.text='12'"]).data.text == "12"
 
 
@@ -256,10 +257,9 @@ def test_a_path_wins_and_bad_files_are_told(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_every_key_is_documented() -> None:
-    for section in fields(Recipe):
-        cls = load_recipe_text.__globals__["get_type_hints"](Recipe)[section.name]
-        for key in fields(cls) if section.name != "seed" else []:
-            assert key.metadata["doc"].endswith("."), f"{section.name}.{key.name}"
+    for section in (ModelSpec, DataSpec, SplitSpec, TaskSpec, MethodSpec, TrainSpec, EvaluateSpec, Recipe):
+        for key in fields(section):
+            assert key.metadata["doc"].endswith("."), f"{section.__name__}.{key.name}"
 
 
 def test_shipped_recipes_start_with_a_comment() -> None:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from sve_cli.data.images import ImageItem, LazyImages
+from sve_cli.samples.images import ImageItem, LazyImages
 
 Modality = Literal["text", "image", "multiple_choice"]
 

@@ -1,0 +1,98 @@
+"""The targeted weights of a checkpoint, read one by one from its safetensors files, without building the network."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from sve_cli.backbone.linears import LinearView, canonical
+from sve_cli.backbone.resolve import Location, locate
+from sve_cli.backbone.targets import select_targets
+from sve_cli.recipe.spec import MethodSpec, ModelSpec
+
+Layer = tuple[str, tuple[int, int], Callable[[], Tensor]]
+
+
+def stream_targets(spec: ModelSpec, method: MethodSpec, task_name: str) -> list[Layer]:
+    """(name, (O, I), load) per targeted layer; `load` reads that one weight as float32 (O, I).
+
+    A local folder is streamed; anything else is opened as a whole first (the library downloads it).
+
+    Raises:
+        CheckpointError: the checkpoint cannot be opened.
+    """
+    location = locate(spec)
+    files = {} if location.path is None or spec.random_init else _tensor_files(location.path)
+    if files and location.path is not None:
+        skeleton = _skeleton(location, task_name)
+        views = select_targets(skeleton, method)
+        keys = [_key(view.name, files) for view in views]
+        if all(keys):
+            return [_streamed(view, files[key], key) for view, key in zip(views, keys) if key]
+    from sve_cli.backbone import load_backbone
+
+    views = load_backbone(spec, task_name).targets(method)
+    return [_opened(view) for view in views]
+
+
+def _streamed(view: LinearView, file: Path, key: str) -> Layer:
+    def load() -> Tensor:
+        with safe_open(file, framework="pt") as f:
+            return canonical(f.get_tensor(key), view.kind)
+
+    return view.name, _shape(view), load
+
+
+def _opened(view: LinearView) -> Layer:
+    return view.name, _shape(view), lambda: view.weight_OI
+
+
+def _shape(view: LinearView) -> tuple[int, int]:
+    shape = view.native_weight.shape
+    if view.kind == "conv1d":
+        return int(shape[1]), int(shape[0])
+    return int(shape[0]), int(shape[1:].numel())
+
+
+def _tensor_files(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, from the index or the files themselves."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        return {k: folder / v for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
+    found: dict[str, Path] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as f:
+            found |= dict.fromkeys(f.keys(), file)
+    return found
+
+
+def _key(layer: str, files: dict[str, Path]) -> str | None:
+    """The file's name of a layer's weight: as it is, or with or without the base model's prefix."""
+    name = f"{layer}.weight"
+    _, _, bare = name.partition(".")
+    for candidate in (name, bare):
+        if candidate in files:
+            return candidate
+    longer = [k for k in files if k.endswith("." + name)]
+    return longer[0] if len(longer) == 1 else None
+
+
+def _skeleton(location: Location, task_name: str) -> nn.Module:
+    """The network's structure on the meta device: names and shapes, no weights."""
+    assert location.path is not None
+    with torch.device("meta"):
+        if location.library == "timm":
+            import timm
+
+            return timm.create_model(f"local-dir:{location.path}", pretrained=False)
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(location.path)
+        auto: Any = AutoModelForCausalLM if task_name == "multiple_choice" else AutoModel
+        return auto.from_config(config)  # type: ignore[no-any-return]

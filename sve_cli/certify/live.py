@@ -1,0 +1,96 @@
+"""What the live ensemble answers: members by their definition, the mean member, the untrained network.
+
+Shapes: M members, N samples, C classes, F features.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sve_cli.ensemble import Ensemble
+from sve_cli.predictions import Predictions
+from sve_cli.samples import Samples
+from sve_cli.tasks.common import Task, tensor_to
+
+BATCH = 16
+
+
+class Live:
+    """The live object's answers on some samples, computed when asked for and kept."""
+
+    def __init__(self, ensemble: Ensemble, task: Task, samples: Samples) -> None:
+        self.ensemble = ensemble
+        self.samples = samples
+        self.encoded = task.encode(samples)
+        self.device = ensemble.heads.weight_MCF.device
+        self.member = cache(self._member)
+        self.base_features = cache(self._base_features)
+        ensemble.set_training(False)
+
+    def _rows(self) -> list[np.ndarray]:
+        return [np.arange(i, min(i + BATCH, len(self.samples))) for i in range(0, len(self.samples), BATCH)]
+
+    def _member(self, m: int) -> np.ndarray:
+        """Logits (N, C) of member m, merged by its definition into the live network."""
+        with torch.inference_mode(), self.ensemble.merged(m):
+            found = [self.ensemble(self._inputs(rows), members=[m]).logits_MBC[0] for rows in self._rows()]
+        return torch.cat(found).float().cpu().numpy()
+
+    def averaged(self) -> np.ndarray:
+        """Logits (N, C) of the mean member: the arithmetic mean of the members' plain weights and heads.
+
+        For singular values this is the mean Σ (a member's matrix is linear in it); no code is shared with `averaged_model`.
+        """
+        members = range(self.ensemble.n_members)
+        network = self.ensemble.backbone.fresh(share=False)
+        mean: dict[str, Tensor] = {}
+        for m in members:
+            for name, tensor in self.ensemble.member_network(m).state_dict().items():
+                if tensor.is_floating_point():
+                    share = tensor.detach().double() / len(members)
+                    mean[name] = mean[name] + share if name in mean else share
+                else:  # counters and the like, which members share
+                    mean[name] = tensor
+        network.load_state_dict({name: mean[name].to(tensor.dtype) for name, tensor in network.state_dict().items()})
+        heads = self.ensemble.heads
+        weight_CF = heads.weight_MCF.detach().double().mean(0).float()
+        bias_C = None if heads.bias_MC is None else heads.bias_MC.detach().double().mean(0).float()
+        return self._with_head(self._features(network), weight_CF, bias_C)
+
+    def base(self, m: int | None) -> np.ndarray:
+        """Logits (N, C) of the untrained network with member m's head (None: with the mean head)."""
+        heads = self.ensemble.heads
+        pick = (lambda p: p.detach().mean(0)) if m is None else (lambda p: p.detach()[m])
+        return self._with_head(self.base_features(), pick(heads.weight_MCF), None if heads.bias_MC is None else pick(heads.bias_MC))
+
+    def predictions(self, logits_MNC: np.ndarray) -> Predictions:
+        """Logits with the samples' labels and options."""
+        return Predictions(
+            logits_MNC=logits_MNC,
+            labels_N=self.samples.labels_N.astype(np.int64),
+            ids_N=list(self.samples.ids_N),
+            classes=list(self.ensemble.classes),
+            dataset=self.samples.dataset,
+            split=self.samples.split,
+            mask_NC=self.encoded.mask_NC,
+        )
+
+    def _base_features(self) -> Tensor:
+        return self._features(self.ensemble.backbone.fresh())
+
+    def _features(self, network: nn.Module) -> Tensor:
+        network = network.eval().to(self.device)
+        with torch.inference_mode():
+            return torch.cat([self.ensemble.backbone.features(network, self._inputs(rows)) for rows in self._rows()])
+
+    def _inputs(self, rows: np.ndarray) -> dict[str, Tensor]:
+        return tensor_to(self.encoded.batch(rows), self.device)
+
+    @staticmethod
+    def _with_head(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor | None) -> np.ndarray:
+        with torch.inference_mode():
+            return torch.nn.functional.linear(features_NF.float(), weight_CF.float(), bias_C).float().cpu().numpy()

@@ -1,0 +1,117 @@
+"""The command line: one line per command, and the one place that turns an exception into an exit code.
+
+Imports nothing heavy: `sve --help` loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from sve_cli import __version__
+from sve_cli.commands.decompose import decompose
+from sve_cli.commands.evaluate import evaluate
+from sve_cli.commands.export import export
+from sve_cli.commands.ood import ood
+from sve_cli.commands.recipes import recipes_app
+from sve_cli.commands.train import train
+from sve_cli.console import Console
+from sve_cli.errors import EXIT_CRASH, EXIT_OK, SveError
+
+DEBUG = "SVE_DEBUG"
+
+app = typer.Typer(
+    name="sve",
+    help="Turn a pretrained checkpoint into a calibrated Singular Value Ensemble.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(decompose)
+app.command()(train)
+app.command()(evaluate)
+app.command()(ood)
+app.command()(export)
+app.add_typer(recipes_app, name="recipes")
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"sve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help=f"Show tracebacks (also {DEBUG}=1).")] = False,
+) -> None:
+    """Singular Value Ensembles: decompose, train, evaluate, detect out-of-distribution inputs, export."""
+    if debug:
+        os.environ[DEBUG] = "1"
+
+
+class _Terminated(BaseException):
+    """SIGTERM, raised so that open files are closed and progress ends; what was checkpointed can be resumed."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def main() -> None:
+    """Run the command line and exit: 0 fine, 1 our bug, 2 the user can mend it, 3 a check said no, 130 and 143 interrupted."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console = Console()
+    try:
+        code = app(arguments, standalone_mode=False)
+        return code if isinstance(code, int) else EXIT_OK
+    except typer.Exit as stop:
+        return int(stop.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        console.error("Interrupted.", "An unfinished run goes on with: sve train --resume")
+        return 130
+    except _Terminated:
+        console.error("Terminated.", "An unfinished run goes on with: sve train --resume")
+        return 143
+    except SveError as error:
+        if _debug():
+            traceback.print_exc()
+        console.error(error.message, error.hint)
+        return error.exit_code
+    except Exception as error:  # the only broad handler: a crash is our bug, and says so
+        return _crashed(error, console)
+
+
+def _crashed(error: Exception, console: Console) -> int:
+    show = getattr(error, "show", None)  # usage errors of typer's own parser know how to show themselves
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if _debug():
+        traceback.print_exc()
+    console.error(f"This is a bug: {type(error).__name__}: {error}", f"Run again with --debug (or {DEBUG}=1) and report the traceback.")
+    return EXIT_CRASH
+
+
+def _debug() -> bool:
+    return os.environ.get(DEBUG, "") not in ("", "0")
+
+
+if __name__ == "__main__":
+    main()

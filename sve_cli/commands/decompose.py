@@ -1,0 +1,60 @@
+"""`sve decompose`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sve_cli.commands.options import Json, Overrides
+from sve_cli.console import Console
+
+
+def decompose(
+    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A checkpoint (name, folder, hub id), a recipe file or a shipped recipe.")],
+    overrides: Overrides = None,
+    targets: Annotated[str | None, typer.Option(help="auto, all-linear, re:REGEX; default: auto, or the recipe's.")] = None,
+    last_blocks: Annotated[int | None, typer.Option(min=1, help="Only the last k blocks.")] = None,
+    task: Annotated[str, typer.Option(help="For a bare checkpoint: which task it will serve.")] = "text_classification",
+    plan: Annotated[bool, typer.Option("--plan", help="Name layers and shapes only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Decompose the targeted layers of a checkpoint once, into the factor store."""
+    from dataclasses import replace
+
+    from sve_cli.errors import SveError
+    from sve_cli.recipe import MethodSpec, ModelSpec, load_recipe, recipe_names
+
+    console = Console(json_mode=as_json)
+    if source in recipe_names() or Path(source).suffix in (".yaml", ".yml"):
+        recipe = load_recipe(source, overrides or []).recipe
+        model, method, task = recipe.model, recipe.method, recipe.task.name
+    elif overrides:
+        raise SveError("key=value changes a recipe, and a bare checkpoint has none.", "Use --targets and --last-blocks.")
+    else:
+        model, method = ModelSpec(name=source), MethodSpec(name="sve")
+    if targets is not None:
+        method = replace(method, targets=targets)
+    if last_blocks is not None:
+        method = replace(method, last_blocks=last_blocks)
+    from sve_cli.workflows.decompose import decompose as decompose_layers
+
+    results, store = decompose_layers(model, method, task, console, plan)
+    rows = [
+        [
+            name,
+            f"{s.shape[0]} x {s.shape[1]}",
+            s.rank,
+            f"{100 * s.energy_top10:.1f} %",
+            f"{s.condition:.1e}",
+            s.near_equal,
+            "stored" if hit else f"{s.seconds:.2f}",
+        ]
+        for name, s, hit in results
+    ]
+    if not plan:
+        console.table("Factors", ["layer", "shape", "rank", "energy in top 10 %", "condition", "near-equal", "seconds"], rows)
+        console.say(f"{len(results)} layers: {store.computed} decomposed, {store.hits} already in {store.folder}.")
+    if as_json:
+        console.json([{"layer": name, "statistics": s, "stored": hit} for name, s, hit in results])

@@ -1,0 +1,308 @@
+"""`sve evaluate` and `sve ood`: predictions -> report, stored with the run. An evaluation is never rewritten."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sve_cli.ensemble import Ensemble
+from sve_cli.errors import CheckpointError, DataError, SveError
+from sve_cli.posthoc.state import Posthoc, split_validation
+from sve_cli.posthoc.temperature import fit_temperature
+from sve_cli.predictions import Predictions
+from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
+from sve_cli.registry import RENDERERS
+from sve_cli.report import Report
+from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
+from sve_cli.scoring import data_warnings, headline, score, score_ood
+from sve_cli.tasks.common import tensor_to
+from sve_cli.workflows.session import Log, Session, environment, open_session, run_recipe
+
+VIEWS = {"md": "report.md", "html": "report.html"}
+BEFORE = "before training"
+
+
+def evaluate(run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes: dict[str, Any] | None = None, command: str = "") -> tuple[Path, Report]:
+    """Evaluate a finished run, with OOD sets if given (default: the recipe's). Predictions already there are not made again.
+
+    Args:
+        changes: keys of the recipe's `evaluate` section to use instead of the run's.
+
+    Raises:
+        SveError: an unfinished or changed run, an unknown set, a set of another kind.
+    """
+    check_seal(run.path)
+    recipe = run_recipe(run)
+    spec = replace(recipe.evaluate, **(changes or {}))
+    names = list(dict.fromkeys([*recipe.data.ood, *(ood or [])]))
+    existing = _finished(run, spec, names)
+    if existing is not None:
+        return existing, Report.load(existing / "report.json")
+    lazy = _Lazy(run, recipe, log)
+    lazy.check_ood(names)
+    report = _evaluate(run, recipe, spec, names, lazy, log, command, None)
+    path = _finished(run, spec, names)
+    assert path is not None
+    return path, report
+
+
+def evaluate_session(
+    session: Session, run: RunDir, ensemble: Ensemble, ood: Sequence[str], spec: EvaluateSpec, command: str, training_gap: bool = False
+) -> Report:
+    """The first evaluation, with everything still open."""
+    lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
+    lazy.check_ood(list(ood))
+    gap = path_gap(session, ensemble) if training_gap else None
+    return _evaluate(run, session.recipe, spec, list(ood), lazy, session.log, command, gap)
+
+
+def evaluate_checkpoint(recipe: Recipe, log: Log, ood: Sequence[str] = (), limit: int | None = None) -> Report:
+    """Score a checkpoint as it is: its own head on a data set whose classes it knows.
+
+    Raises:
+        CheckpointError: it has no head for these classes.
+    """
+    session = open_session(recipe, log, limit, need=("test",))
+    ensemble = session.base_ensemble()
+    if ensemble is None:
+        raise CheckpointError(
+            f"'{recipe.model.name}' cannot be scored as it is: it has no classifier for the classes of '{recipe.data.name}'.",
+            "Train one: sve train RECIPE.",
+        )
+    test = session.predict(ensemble, "test", session.digest())
+    others = [session.predict(ensemble, name, session.digest()) for name in ood]
+    title = f"{recipe.model.name} as it is on {recipe.data.name}"
+    return build_report(title, test, others, recipe.evaluate, Posthoc(), None, recipe.seed, list(session.data.notes))
+
+
+def evaluate_predictions(stem: Path, spec: EvaluateSpec, ood: Sequence[Path] = (), seed: int = 0) -> Report:
+    """Score saved predictions; needs no model."""
+    test = Predictions.load(stem)
+    others = [Predictions.load(path) for path in ood]
+    return build_report(f"Predictions {stem.name}", test, others, spec, Posthoc(), None, seed, [])
+
+
+def _evaluate(
+    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: list[str], lazy: _Lazy, log: Log, command: str, gap: float | None
+) -> Report:
+    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
+    if folder.exists():  # left by a killed evaluation: it has no COMPLETE
+        shutil.rmtree(folder)
+    store = folder / "predictions"
+    store.mkdir(parents=True)
+    wanted = {name: lazy.predictions(name) for name in ("validation", "test", *ood)}
+    before = lazy.before()
+    posthoc = fit_posthoc(wanted["validation"], spec, recipe.seed)
+    for name, predictions in wanted.items():
+        predictions.save(store / slug(name))
+    if before is not None:
+        before.save(store / slug(BEFORE))
+    lock = read_json(run.path / "recipe.lock.json")
+    title = f"{recipe.method.name}, {recipe.method.members} member{'s' if recipe.method.members > 1 else ''}, on {recipe.data.name}"
+    report = build_report(title, wanted["test"], [wanted[n] for n in ood], spec, posthoc, before, recipe.seed, lock["notes"])
+    report = replace(
+        report,
+        warnings=[*report.warnings, *([f"This run was limited to {lock['limit']} rows a split."] if lock["limit"] else [])],
+        history=run.history(),
+        parameters=_parameters(run, lazy),
+        provenance=_provenance(run, recipe, spec, lock, command, gap),
+    )
+    write_text(folder / "posthoc.json", posthoc.to_json())
+    write_text(folder / "report.json", report.to_json())
+    for view, file in VIEWS.items():
+        write_text(folder / file, RENDERERS.resolve(view)(report))
+    files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
+    seal(folder, files)
+    return report
+
+
+def fit_posthoc(validation: Predictions, spec: EvaluateSpec, seed: int) -> Posthoc:
+    """Fit what the recipe asks for on the selection half of the validation predictions."""
+    selection, _ = split_validation(validation.n_samples, seed)
+    return Posthoc(fit_temperature(validation.subset(selection), spec.aggregate) if spec.temperature else None)
+
+
+def build_report(
+    title: str,
+    test: Predictions,
+    ood: list[Predictions],
+    spec: EvaluateSpec,
+    posthoc: Posthoc,
+    before: Predictions | None,
+    seed: int,
+    notes: list[str],
+) -> Report:
+    """Score predictions and put the result in words."""
+    rows = score(test, spec, temperature=posthoc.temperature, before=before, seed=seed)
+    tables = score_ood(test, ood, spec, seed)
+    return Report(
+        title=title,
+        headline=headline(rows, tables),
+        rows=rows,
+        dataset=test.dataset,
+        split=test.split,
+        n=test.n_samples,
+        classes=test.classes,
+        ood=tables,
+        warnings=[*data_warnings(test), *notes],
+        provenance={"aggregate": spec.aggregate, "environment": environment()},
+    )
+
+
+class _Lazy:
+    """Predictions by split name: from earlier evaluations of the run, else made now, opening model and data only then."""
+
+    def __init__(self, run: RunDir, recipe: Recipe, log: Log, session: Session | None = None, ensemble: Ensemble | None = None) -> None:
+        self.run, self.recipe, self.log = run, recipe, log
+        self._session, self._ensemble = session, ensemble
+        self.digest = file_digest(run.path / "ensemble.safetensors")
+
+    @property
+    def session(self) -> Session:
+        if self._session is None:
+            limit = read_json(self.run.path / "recipe.lock.json")["limit"]
+            self._session = open_session(self.recipe, self.log, limit)
+            lock = read_json(self.run.path / "recipe.lock.json")
+            if self._session.digest() != lock["checkpoint"]:
+                raise CheckpointError(f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.", "Restore it.")
+        return self._session
+
+    @property
+    def ensemble(self) -> Ensemble:
+        if self._ensemble is None:
+            self._ensemble = self.session.load_run(self.run)
+        return self._ensemble
+
+    def check_ood(self, names: list[str]) -> None:
+        """Refuse or warn before any work: a set of another kind, the training set itself."""
+        for name in names:
+            if self._saved(name) is not None:
+                continue
+            dataset, _, split = name.partition(":")
+            if dataset == self.recipe.data.name and split in ("", self.recipe.data.splits.train, self.recipe.data.splits.test):
+                self.log.warn(f"'{name}' is the data this run was trained or tested on, not an out-of-distribution set.")
+            samples, _ = self.session.split(name)
+            if len(samples) == 0:
+                raise DataError(f"The OOD set '{name}' is empty.", "Choose another split.")
+
+    def predictions(self, name: str) -> Predictions:
+        """Predictions of the run's ensemble on a split or set."""
+        saved = self._saved(name)
+        return saved if saved is not None else self.session.predict(self.ensemble, name, self.digest)
+
+    def before(self) -> Predictions | None:
+        """Test predictions of the checkpoint as it was; None when it has no head for these classes."""
+        for folder in self.run.evaluations():  # decided by the first evaluation
+            stem = folder / "predictions" / slug(BEFORE)
+            return Predictions.load(stem) if stem.with_suffix(".safetensors").is_file() else None
+        base = self.session.base_ensemble()
+        return None if base is None else self.session.predict(base, "test", self.session.digest())
+
+    def _saved(self, name: str) -> Predictions | None:
+        for folder in self.run.evaluations():
+            stem = folder / "predictions" / slug(name)
+            if stem.with_suffix(".safetensors").is_file():
+                found = Predictions.load(stem)
+                if found.model_digest == self.digest:
+                    return found
+        return None
+
+
+def slug(name: str) -> str:
+    """A file name for a split or set name; different names never collide."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: list[str]) -> str:
+    """The folder name of an evaluation: what it depends on, hashed."""
+    content = json.dumps([asdict(spec), ood, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def _finished(run: RunDir, spec: EvaluateSpec, ood: list[str]) -> Path | None:
+    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
+    if not (folder / COMPLETE).is_file():
+        return None
+    check_seal(folder)
+    return folder
+
+
+def path_gap(session: Session, ensemble: Ensemble) -> float:
+    """Largest difference between the training path's logits and the definition's, on one validation batch."""
+    _, encoded = session.split("validation")
+    rows = torch.arange(min(32, len(encoded))).numpy()
+    inputs = tensor_to(encoded.batch(rows), session.device)
+    ensemble.set_training(False)
+    with torch.inference_mode():
+        together = ensemble(inputs).logits_MBC.float()
+        gap = 0.0
+        for m in range(ensemble.n_members):
+            with ensemble.merged(m):
+                alone = ensemble(inputs, members=[m]).logits_MBC[0].float()
+            gap = max(gap, float((together[m] - alone).abs().max()))
+    return gap
+
+
+def _parameters(run: RunDir, lazy: _Lazy) -> dict[str, Any]:
+    for folder in run.evaluations():
+        return dict(Report.load(folder / "report.json").parameters)
+    table = lazy.ensemble.parameter_table()
+    base = lazy.session.backbone.parameter_count()
+    extra = sum(n for role, n in table.items() if role in ("sigma", "bias", "norm"))
+    return {
+        **{f"{role}_all_members": n for role, n in table.items()},
+        "checkpoint": base,
+        "extra_fraction": extra / base,
+        "stored_bytes": (run.path / "ensemble.safetensors").stat().st_size,
+        **lazy.ensemble.facts,
+    }
+
+
+def _provenance(run: RunDir, recipe: Recipe, spec: EvaluateSpec, lock: dict[str, Any], command: str, gap: float | None) -> dict[str, Any]:
+    training = read_json(run.path / "training.json")
+    if gap is None:
+        for folder in run.evaluations():
+            gap = Report.load(folder / "report.json").provenance.get("training_path_gap")
+            break
+    return {
+        "command": command or lock.get("command", ""), "model": recipe.model.name, "pooling": recipe.model.pooling,
+        "method": recipe.method.name, "members": recipe.method.members, "seed": recipe.seed, "aggregate": spec.aggregate,
+        "recipe_digest": digest(recipe), "checkpoint_digest": lock["checkpoint"], "data_digests": lock["data"],
+        "training_path_gap": gap, "training": {k: v for k, v in training.items() if k != "command"},
+        "environment": lock["environment"],
+    }  # fmt: skip
+
+
+def checkpoint_recipe(model: str, data: str, task: str | None, overrides: Sequence[str]) -> Recipe:
+    """The recipe behind `evaluate --model NAME --data NAME`."""
+    from sve_cli.backbone import locate
+    from sve_cli.recipe import ModelSpec
+
+    if task is None:
+        task = "image_classification" if locate(ModelSpec(name=model)).library == "timm" else "text_classification"
+    name, _, split = data.partition(":")
+    values: dict[str, Any] = {
+        "model": {"name": model}, "data": {"name": name}, "task": {"name": task}, "method": {"name": "heads_only", "members": 1},
+    }  # fmt: skip
+    if split:
+        values["data"]["splits"] = {"test": split}
+    return resolve_dict(values, "command line", overrides)
+
+
+def require_ood(names: Sequence[str]) -> None:
+    """Refuse `sve ood` without sets.
+
+    Raises:
+        SveError: no set is named.
+    """
+    if not names:
+        raise SveError("No out-of-distribution set is named, neither here nor in the recipe.", "Use --sets NAME.")

@@ -1,0 +1,213 @@
+"""What every workflow starts from: recipe -> backbone, data, task, untrained ensemble; and the log they talk to."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from sve_cli import __version__
+from sve_cli.backbone import Backbone, load_backbone, looks_random
+from sve_cli.data.load import load_data, load_samples
+from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
+from sve_cli.errors import CheckpointError, DataError
+from sve_cli.factors import FactorStore
+from sve_cli.predictions import Predictions
+from sve_cli.prediction import as_predictions, predict_logits
+from sve_cli.recipe import Recipe, load_recipe
+from sve_cli.registry import METHODS, TASKS
+from sve_cli.rundir import RunDir
+from sve_cli.samples import DataSet, Samples
+from sve_cli.tasks.common import Encoded, Task
+
+MODALITY = {"text_classification": "text", "image_classification": "image", "multiple_choice": "multiple_choice"}
+
+
+class Log(Protocol):
+    """Where workflows talk to; the console is one, `Silent` another."""
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+
+    def warn(self, text: str) -> None:
+        """A warning."""
+
+    def progress(self, total: int, description: str) -> AbstractContextManager[Callable[..., None]]:
+        """Progress of long work; yields `advance(n, text)`."""
+
+
+class Silent:
+    """A log that keeps what it was told and shows nothing."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.lines.append(f"warning: {text}")
+
+    @contextmanager
+    def progress(self, total: int, description: str) -> Iterator[Callable[..., None]]:
+        """No progress."""
+        yield lambda n=1, text="": None
+
+
+@dataclass
+class Session:
+    """A recipe with everything it names opened."""
+
+    recipe: Recipe
+    backbone: Backbone
+    data: DataSet
+    task: Task
+    log: Log
+    limit: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    encoded: dict[str, Encoded] = field(default_factory=dict)
+    cache: dict[str, str] = field(default_factory=dict)
+
+    def split(self, name: str) -> tuple[Samples, Encoded]:
+        """A split of the recipe's data with its encoding (train, validation, test), or another set by name.
+
+        Raises:
+            DataError: there is no such split or set, or it is of another kind.
+        """
+        if name in ("train", "validation", "test"):
+            samples = getattr(self.data, name)
+            if samples is None:
+                raise DataError(f"The {name} split was not loaded.")
+        else:
+            samples = load_samples(name, self.recipe.data, self.task.modality, "test", None)
+            samples = replace(samples, labels_N=samples.labels_N * 0 - 1)  # labels of another set mean nothing here
+        if name not in self.encoded:
+            augment = self.recipe.data.augment if name == "train" else "none"
+            self.encoded[name] = self.task.encode(samples, augment)
+        return samples, self.encoded[name]
+
+    def digest(self) -> str:
+        """The checkpoint's content hash."""
+        if "backbone" not in self.cache:
+            self.cache["backbone"] = self.backbone.digest()
+        return self.cache["backbone"]
+
+    def build(self, log_store: bool = True) -> Ensemble:
+        """The untrained ensemble, on the session's device."""
+        spec = self.recipe.method
+        method = METHODS.resolve(spec.name)
+        store = FactorStore()
+        params = method.Params(**spec.params)
+        ensemble: Ensemble = method.build(self.backbone, self.task, spec, store, params, self.recipe.seed)
+        if log_store and store.hits + store.computed:
+            self.log.say(f"Factors: {store.hits} from the store, {store.computed} decomposed ({store.folder}).")
+        self.to_device(ensemble)
+        return ensemble
+
+    def to_device(self, ensemble: Ensemble) -> None:
+        """Move an ensemble, and the frozen weights it shares with the backbone."""
+        ensemble.to(self.device)
+        self.backbone.network.to(self.device)
+
+    def load_run(self, run: RunDir) -> Ensemble:
+        """The trained ensemble of a run.
+
+        Raises:
+            CheckpointError: the trained state is missing, damaged, or belongs to something else.
+        """
+        path = run.path / "ensemble.safetensors"
+        try:
+            state = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
+        ensemble = self.build(log_store=False)
+        ensemble.load_trained(state)
+        return ensemble
+
+    def predict(self, ensemble: Ensemble, name: str, model_digest: str) -> Predictions:
+        """Predictions of every member on a split or set, with progress."""
+        samples, encoded = self.split(name)
+        total = len(encoded) * ensemble.n_members
+        where = samples.dataset if name not in ("validation", "test", "train") else name
+        with self.log.progress(total, f"Predicting {where}") as advance:
+            seen = 0
+
+            def progress(done: int) -> None:
+                nonlocal seen
+                advance(done - seen)
+                seen = done
+
+            batch = self.recipe.evaluate.batch_size
+            logits_MNC, _ = predict_logits(ensemble, encoded, batch, device=self.device, progress=progress)
+        return as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
+
+    def base_ensemble(self) -> Ensemble | None:
+        """The checkpoint as it is, as an ensemble of one; None when it has no usable head."""
+        head = self.task.checkpoint_head
+        if head is None:
+            return None
+        ensemble = Ensemble(self.backbone, self.backbone.fresh(), MemberHeads([head]), self.task.classes, MemberContext((0,)))
+        self.to_device(ensemble)
+        return ensemble
+
+
+def open_session(
+    recipe: Recipe, log: Log, limit: int | None = None, need: tuple[str, ...] = ("train", "validation", "test")
+) -> Session:
+    """Open the checkpoint and the data of a recipe, and set the task up.
+
+    Raises:
+        SveError: anything that is missing or does not fit.
+    """
+    modality = MODALITY[recipe.task.name]
+    data = load_data(recipe.data, modality, recipe.seed, limit, need)
+    backbone = load_backbone(recipe.model, recipe.task.name)
+    some = data.test or data.train or data.validation
+    assert some is not None
+    classes = list(some.classes)
+    if modality == "multiple_choice":
+        splits = [s for s in (data.train, data.validation, data.test) if s is not None]
+        most = max(len(c) for s in splits for c in s.inputs["choices"])
+        classes = list("ABCDEFGHIJ"[:most])
+    task: Task = TASKS.resolve(recipe.task.name)(recipe.task, classes, backbone)
+    for note in (*data.notes, *task.notes):
+        log.say(note)
+    session = Session(recipe, backbone, data, task, log, limit)
+    if recipe.model.random_init or looks_random(backbone.targets(replace(recipe.method, targets="auto", exclude=[], last_blocks=None))):
+        log.warn("This checkpoint looks randomly initialised. The method needs pretrained weights: expect poor results.")
+    return session
+
+
+def run_recipe(run: RunDir) -> Recipe:
+    """The recipe a run was made with."""
+    return load_recipe(str(run.path / "recipe.yaml")).recipe
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, for locks and reports."""
+    import timm
+    import transformers
+
+    return {
+        "sve": __version__, "python": platform.python_version(), "torch": torch.__version__,
+        "transformers": transformers.__version__, "timm": timm.__version__,
+        "processor": _processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count(),
+        "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    if path.is_file():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

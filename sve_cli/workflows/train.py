@@ -1,0 +1,210 @@
+"""`sve train`: recipe -> trained run with its first evaluation."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sve_cli import training
+from sve_cli.ensemble import Ensemble
+from sve_cli.errors import SveError
+from sve_cli.prediction import predict_logits
+from sve_cli.recipe import LoadedRecipe, Recipe, digest, to_yaml
+from sve_cli.registry import METHODS
+from sve_cli.report import Report
+from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
+from sve_cli.workflows.evaluate import evaluate_session
+from sve_cli.workflows.session import Log, Session, environment, open_session
+
+LATEST = "latest.safetensors"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do, without doing it (`--dry-run`)."""
+
+    targets: list[tuple[str, int, int]]
+    trained: dict[str, int]
+    base_parameters: int
+    rows: dict[str, int]
+    steps: int
+    notes: list[str]
+
+
+def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None) -> Plan:
+    """All the validation a run does: opens checkpoint and data, encodes, builds the ensemble, computes one training step.
+
+    Raises:
+        SveError: whatever would stop the run.
+    """
+    session = open_session(loaded.recipe, log, limit)
+    ensemble = session.build()
+    trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))
+    trainer.dry_step()
+    session.split("test")
+    for name in loaded.recipe.data.ood:
+        session.split(name)
+    shapes = [(v.name, *v.weight_OI.shape) for v in session.backbone.targets(loaded.recipe.method)]
+    targets = [] if loaded.recipe.method.name in ("heads_only",) else shapes
+    rows = {n: len(s) for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
+    notes = [*session.data.notes, *session.task.notes]
+    return Plan(targets, ensemble.parameter_table(), session.backbone.parameter_count(), rows, trainer.total_steps, notes)
+
+
+def train(
+    loaded: LoadedRecipe,
+    log: Log,
+    *,
+    out: Path | None = None,
+    resume: RunDir | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    command: str = "",
+) -> tuple[RunDir, Report]:
+    """Train a recipe and evaluate it. With `resume`, go on with an unfinished run: same result to the bit.
+
+    Raises:
+        SveError: bad recipe, data or checkpoint; divergence; a run that cannot be resumed.
+    """
+    recipe = loaded.recipe
+    if resume is not None:
+        limit = read_json(resume.path / "recipe.lock.json")["limit"]
+    session = open_session(recipe, log, limit)
+    lock = _lock(session, limit)
+    if resume is None:
+        run = RunDir.create(out or runs_root(), loaded.name, digest(recipe), exact=out is not None, overwrite=overwrite)
+        write_text(run.path / "recipe.yaml", to_yaml(recipe))
+        write_json(run.path / "recipe.lock.json", {**lock, "command": command})
+    else:
+        run = resume
+        _check_lock(run, lock, log)
+    log.say(f"Run: {run.path}")
+    ensemble = session.build()
+    fit = _fit(session, ensemble, run, log)
+    _write_ensemble(run, ensemble, recipe)
+    facts = {
+        "seconds": round(fit.seconds, 1), "samples_per_second": round(fit.samples_per_second, 1), "steps": fit.steps,
+        "best": fit.best, "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "command": command,
+    }  # fmt: skip
+    write_json(run.path / "training.json", facts)
+    report = evaluate_session(session, run, ensemble, list(recipe.data.ood), recipe.evaluate, command, training_gap=True)
+    for leftover in (run.path / "checkpoints").glob("*"):
+        leftover.unlink()
+    seal(run.path, ["recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", "training.json"])
+    return run, report
+
+
+def _fit(session: Session, ensemble: Ensemble, run: RunDir, log: Log) -> training.Fit:
+    checkpoint = run.path / "checkpoints" / LATEST
+    loaded = _read_checkpoint(checkpoint) if checkpoint.is_file() else None
+    start = loaded[1]["done_steps"] if loaded else 0
+    if loaded:
+        log.say(f"Going on at step {start}.")
+        kept = [h for h in run.history() if h["step"] <= start]
+        write_text(run.history_path, "".join(json.dumps(h) + "\n" for h in kept))
+    else:
+        write_text(run.history_path, "")
+
+    def save(tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        with atomic_path(checkpoint) as temporary:
+            save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
+
+    total = _total_steps(session, ensemble)
+    with log.progress(total, "Training") as advance:
+        advance(start)
+        loop_log = _LoopLog(run, log, advance, start)
+        trainer = _trainer(session, ensemble, log, loop_log.advance, training.Checkpointer(save, loaded), loop_log)
+        return trainer.fit()
+
+
+def _total_steps(session: Session, ensemble: Ensemble) -> int:
+    assert session.data.train is not None
+    batches = -(-len(session.data.train) // session.recipe.train.batch_size)
+    return batches * sum(training.round_epochs(session.recipe.train, r) for r in ensemble.rounds())
+
+
+def _trainer(
+    session: Session,
+    ensemble: Ensemble,
+    log: Log,
+    advance: Callable[[int, str], None],
+    checkpointer: training.Checkpointer,
+    loop_log: training.Log | None = None,
+) -> training.Trainer:
+    recipe = session.recipe
+    _, train_split = session.split("train")
+    _, validation = session.split("validation")
+    method = METHODS.resolve(recipe.method.name)
+    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
+    if train_split.n_shortened:
+        log.say(f"{train_split.n_shortened} of {len(train_split)} training inputs are shortened to the longest length.")
+
+    def validate(members: Sequence[int]) -> np.ndarray:
+        return predict_logits(ensemble, validation, recipe.evaluate.batch_size, members, session.device)[0]
+
+    watcher = loop_log or _LoopLog(None, log, advance, 0)
+    return training.Trainer(ensemble, train_split, validation, validate, recipe.train, lr, recipe.seed, watcher, checkpointer)
+
+
+class _LoopLog:
+    """The loop's log: progress to the console, epochs to history.jsonl."""
+
+    def __init__(self, run: RunDir | None, log: Log, advance: Callable[..., None], start: int) -> None:
+        self.run, self.log, self.advance, self.seen = run, log, advance, start
+
+    def step(self, done: int, total: int, text: str) -> None:
+        self.advance(done - self.seen, text)
+        self.seen = done
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        if self.run is not None:
+            with self.run.history_path.open("a", encoding="utf-8") as f:
+                f.write(json.dumps(record) + "\n")
+        parts = [f"epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
+        if record["validation_nll"] is not None:
+            parts += [f"validation NLL {record['validation_nll']:.4f}", f"accuracy {100 * record['validation_accuracy']:.2f} %"]
+            parts += [f"disagreement {100 * record['disagreement']:.2f} %"]
+        self.log.say(", ".join(parts) + f" ({record['seconds']:.0f} s)")
+
+    def warn(self, text: str) -> None:
+        self.log.warn(text)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as f:
+        meta = json.loads(f.metadata()["meta"])
+        return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 (not a dict)
+
+
+def _write_ensemble(run: RunDir, ensemble: Ensemble, recipe: Recipe) -> None:
+    state = {n: t.cpu() for n, t in ensemble.state().items()}
+    meta = {"format": "sve-ensemble/1", "method": recipe.method.name, "classes": json.dumps(ensemble.classes)}
+    with atomic_path(run.path / "ensemble.safetensors") as temporary:
+        save_file(state, temporary, metadata=meta)
+
+
+def _lock(session: Session, limit: int | None) -> dict[str, Any]:
+    splits = {n: s.fingerprint() for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
+    return {
+        "recipe": digest(session.recipe), "checkpoint": session.digest(), "data": splits, "limit": limit,
+        "notes": [*session.data.notes, *session.task.notes], "environment": environment(),
+    }  # fmt: skip
+
+
+def _check_lock(run: RunDir, lock: dict[str, Any], log: Log) -> None:
+    old = read_json(run.path / "recipe.lock.json")
+    for key in ("recipe", "checkpoint", "data"):
+        if old.get(key) != lock[key]:
+            raise SveError(f"'{run.path}' cannot be resumed: its {key} is not the same any more.", "Start a new run.")
+    changed = [k for k, v in lock["environment"].items() if old["environment"].get(k) != v]
+    if changed:
+        log.warn(f"Resumed with another {', '.join(changed)}: the result may differ in its last bits.")

@@ -1,0 +1,119 @@
+"""Edges, option masks, and the weighted form against the metric on the repeated sample."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sve_cli.errors import SveError
+from sve_cli.metrics.aggregate import aggregate, log_probs
+from sve_cli.predictions import Predictions
+from sve_cli.registry import METRICS
+
+BINS = 5
+
+
+def masked_predictions(seed: int, n: int = 60, members: int = 3, ties: bool = False) -> Predictions:
+    """Items with 3 to 5 options; with `ties`, logits are whole numbers, so that confidences repeat."""
+    rng = np.random.default_rng(seed)
+    counts = rng.integers(3, 6, size=n)
+    mask = np.arange(5) < counts[:, None]
+    logits = rng.normal(size=(members, n, 5)) * 1.5
+    logits = np.round(logits) if ties else logits
+    labels = rng.integers(counts)
+    return Predictions(logits.astype(np.float32), labels, [f"s{i}" for i in range(n)], list("ABCDE"), "mc", "test", mask_NC=mask)
+
+
+@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("kind", ["masked", "plain", "tied"])
+def test_weights_equal_repetition(name: str, kind: str) -> None:
+    predictions = masked_predictions(1, members=1 if kind == "tied" else 3, ties=kind == "tied")
+    if kind == "plain":
+        predictions = Predictions(predictions.logits_MNC, predictions.labels_N, predictions.ids_N, predictions.classes)
+    rng, metric = np.random.default_rng(2), METRICS.resolve(name)
+    rows = [rng.integers(60, size=60) for _ in range(4)]
+    weights_NR = np.stack([np.bincount(r, minlength=60) for r in rows], axis=1).astype(np.float64)
+    by_weight = metric.prepare(aggregate(predictions), BINS)(weights_NR)
+    by_repetition = [metric.compute(aggregate(predictions.subset(rng.permutation(r))), BINS) for r in rows]
+    np.testing.assert_allclose(by_weight, by_repetition, atol=1e-12)
+
+
+@pytest.mark.parametrize("how", ["probs", "logits"])
+def test_values_of_missing_options_play_no_part(how: str) -> None:
+    predictions = masked_predictions(3)
+    assert predictions.mask_NC is not None
+    garbage = np.where(predictions.mask_NC, predictions.logits_MNC, np.nan).astype(np.float32)
+    other = Predictions(garbage, predictions.labels_N, predictions.ids_N, predictions.classes, mask_NC=predictions.mask_NC)
+    a, b = aggregate(predictions, how), aggregate(other, how)
+    assert (a.probs_NC[~predictions.mask_NC] == 0).all()
+    np.testing.assert_allclose(a.probs_NC.sum(axis=1), 1.0, atol=1e-12)
+    for name in METRICS:
+        assert METRICS.resolve(name).compute(a) == METRICS.resolve(name).compute(b), name
+
+
+def test_entropy_is_relative_only_when_options_vary() -> None:
+    """Uniform over 3, 4 and 5 options: 1 each. With 4 everywhere: ln 4, mask or no mask."""
+    logits = np.zeros((2, 3, 5), dtype=np.float32)
+    labels, ids = np.zeros(3, dtype=np.int64), ["a", "b", "c"]
+    varying = np.arange(5) < np.array([3, 4, 5])[:, None]
+    view = aggregate(Predictions(logits, labels, ids, list("ABCDE"), mask_NC=varying))
+    np.testing.assert_allclose(view.entropy_N, 1.0)
+    np.testing.assert_allclose(view.expected_entropy_N, 1.0)
+    same = np.tile(np.arange(5) < 4, (3, 1))
+    np.testing.assert_allclose(aggregate(Predictions(logits, labels, ids, list("ABCDE"), mask_NC=same)).entropy_N, np.log(4))
+
+
+def test_one_option_has_no_uncertainty() -> None:
+    mask = np.array([[True, False], [True, True]])
+    logits, labels = np.zeros((2, 2, 2), dtype=np.float32), np.zeros(2, dtype=np.int64)
+    view = aggregate(Predictions(logits, labels, ["a", "b"], ["x", "y"], mask_NC=mask))
+    assert view.entropy_N.tolist() == pytest.approx([0.0, 1.0])
+
+
+@pytest.mark.parametrize("members", [1, 2, 5])
+@pytest.mark.parametrize("scale", [0.1, 3.0, 60.0])
+def test_mutual_information_bounds(members: int, scale: float) -> None:
+    rng = np.random.default_rng(members)
+    logits = (rng.normal(size=(members, 200, 3)) * scale).astype(np.float32)
+    view = aggregate(Predictions(logits, np.zeros(200, dtype=np.int64), [str(i) for i in range(200)], list("abc")))
+    assert (view.mutual_information_N >= 0).all()
+    assert view.mutual_information_N.max() <= np.log(min(members, 3)) + 1e-12
+    np.testing.assert_allclose(view.entropy_N, view.expected_entropy_N + view.mutual_information_N, atol=1e-12)
+    if members == 1:
+        assert (view.mutual_information_N == 0).all() and (view.entropy_N == view.expected_entropy_N).all()
+
+
+def test_sure_and_right_is_perfect() -> None:
+    """Confidence exactly 1.0 belongs to the last bin, and every error is 0."""
+    logits = np.array([[[900.0, 0.0], [0.0, 900.0]]], dtype=np.float32)
+    view = aggregate(Predictions(logits, np.array([0, 1]), ["a", "b"], ["x", "y"]))
+    assert view.confidence_N.tolist() == [1.0, 1.0]
+    for name in ("nll", "brier", "ece_top1_w15", "ece_top1_m15", "ece_class_w15", "mce_top1_w15", "aurc", "entropy_mean"):
+        assert METRICS.resolve(name).compute(view) == 0.0, name
+
+
+def test_members_log_probs_sum_to_one() -> None:
+    log_probs_MNC = log_probs(masked_predictions(4))
+    assert log_probs_MNC.shape == (3, 60, 5) and log_probs_MNC.dtype == np.float64
+    np.testing.assert_allclose(np.exp(log_probs_MNC).sum(axis=2), 1.0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_bad_logits_are_refused_by_name(bad: float) -> None:
+    logits = np.zeros((2, 3, 2), dtype=np.float32)
+    logits[1, 2, 0] = bad
+    with pytest.raises(SveError, match=r"sample 'third' of 'toy:dev' are not finite \(member 1"):
+        aggregate(Predictions(logits, np.zeros(3, dtype=np.int64), ["first", "second", "third"], ["x", "y"], "toy", "dev"))
+
+
+def test_impossible_rows_are_refused() -> None:
+    logits, ids = np.zeros((1, 2, 2), dtype=np.float32), ["a", "b"]
+    with pytest.raises(SveError, match="'b'.*no options"):
+        mask = np.array([[True, True], [False, False]])
+        aggregate(Predictions(logits, np.array([0, -1]), ids, ["x", "y"], mask_NC=mask))
+    with pytest.raises(SveError, match="label of sample 'a'.*does not exist"):
+        aggregate(Predictions(logits, np.array([1, 0]), ids, ["x", "y"], mask_NC=np.array([[True, False], [True, True]])))
+    with pytest.raises(SveError, match="no samples"):
+        aggregate(Predictions(logits[:, :0], np.zeros(0, dtype=np.int64), [], ["x", "y"]))
+    with pytest.raises(SveError, match="Unknown aggregate"):
+        aggregate(Predictions(logits, np.array([1, 0]), ids, ["x", "y"]), "votes")

@@ -1,6 +1,6 @@
 """Time of the decomposition against torch's float32 SVD, as ratios measured alternately in one run.
 
-    python benchmarks/decomposition.py [--threads 2] [--repeats 5] [--json]
+python benchmarks/decomposition.py [--threads 2] [--repeats 5] [--json]
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ def _crashed(error: Exception, console: Console) -> int:
         return int(getattr(error, "exit_code", 2))
     if _debug():
         traceback.print_exc()
-    console.error(f"This is a bug: {type(error).__name__}: {error}", f"Run again with --debug (or {DEBUG}=1) and report the traceback.")
+    console.error(
+        f"This is a bug: {type(error).__name__}: {error}", f"Run again with --debug (or {DEBUG}=1) and report the traceback."
+    )
     return EXIT_CRASH
 
 

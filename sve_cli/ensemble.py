@@ -355,5 +355,3 @@ def check_all_called(ensemble: Ensemble) -> None:
             f"The network never calls its layer '{silent[0]}' ({len(silent)} such), so that its members would all be the base.",
             "Leave it out with method.exclude.",
         )
-
-

@@ -51,7 +51,7 @@ class _Factored(torch.autograd.Function):
 
 def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None = None) -> Tensor:
     """((x Aᵀ) ∘ gain) Bᵀ + bias: one GEMM for all members on each side, no weight gradient anywhere."""
-    return _Factored.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)  # type: ignore[no-any-return, no-untyped-call]
+    return _Factored.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)
 
 
 def materialised(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:

@@ -51,10 +51,10 @@ def predict_logits(
                     inputs = encoded.batch(rows)
                     output = ensemble(tensor_to(inputs, device) if device else inputs, members=group)
                     places = [index.index(m) for m in group]
-                    for place, logits in zip(places, output.logits_MBC):
+                    for place, logits in zip(places, output.logits_MBC, strict=True):
                         logits_MNC[place, rows] = logits.float().cpu().numpy()
                     if features_MNF is not None:
-                        for place, features in zip(places, output.features_MBF):
+                        for place, features in zip(places, output.features_MBF, strict=True):
                             features_MNF[place, rows] = features.float().cpu().numpy()
                     done += len(rows) * len(group)
                     if progress:
@@ -76,7 +76,9 @@ def predict(
     return as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
 
 
-def as_predictions(logits_MNC: np.ndarray, samples: Samples, encoded: Encoded, classes: list[str], model_digest: str) -> Predictions:
+def as_predictions(
+    logits_MNC: np.ndarray, samples: Samples, encoded: Encoded, classes: list[str], model_digest: str
+) -> Predictions:
     """Logits with the labels, ids, masks and columns of their samples."""
     return Predictions(
         logits_MNC=logits_MNC,

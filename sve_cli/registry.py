@@ -67,6 +67,9 @@ METHOD_ALIASES: dict[str, tuple[str, dict[str, object]]] = {
     "linear_probe": ("heads_only", {"members": 1}),
 }
 
+# Methods that are one network by nature: `method.members` is 1 and need not be written.
+ONE_NETWORK = ("single",)
+
 TASKS = Registry(
     "task",
     {

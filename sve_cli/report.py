@@ -141,7 +141,8 @@ class Report:
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise SveError(f"'{path}' is not a report of schema {SCHEMA}.")
         rows = [
-            Row(r["key"], r["title"], _metrics(r["metrics"]), [ReliabilityBin(**b) for b in r["reliability"]]) for r in raw.pop("rows")
+            Row(r["key"], r["title"], _metrics(r["metrics"]), [ReliabilityBin(**b) for b in r["reliability"]])
+            for r in raw.pop("rows")
         ]
         ood = [
             OodSet(o["name"], o["n_id"], o["n_ood"], {s: _metrics(m) for s, m in o["scores"].items()}, o["histograms"])
@@ -152,7 +153,8 @@ class Report:
 
 def _metrics(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
     return {
-        name: MetricValue(**{**value, "value": math.nan if value["value"] is None else value["value"]}) for name, value in raw.items()
+        name: MetricValue(**{**value, "value": math.nan if value["value"] is None else value["value"]})
+        for name, value in raw.items()
     }
 
 

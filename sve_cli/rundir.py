@@ -50,7 +50,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
-        raise SveError(f"Cannot write '{path}' ({error.strerror or error}).", "Check the disk, or choose another folder with --out.") from error
+        raise SveError(
+            f"Cannot write '{path}' ({error.strerror or error}).", "Check the disk, or choose another folder with --out."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -122,7 +124,9 @@ class RunDir:
         path = root if exact else root / f"{name}-{stamp}-{digest[:8]}"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not overwrite:
-                raise SveError(f"'{path}' exists and is not empty.", "Choose another --out, go on with --resume, or use --overwrite.")
+                raise SveError(
+                    f"'{path}' exists and is not empty.", "Choose another --out, go on with --resume, or use --overwrite."
+                )
             if not (path / "recipe.yaml").is_file():
                 raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")
             shutil.rmtree(path)
@@ -140,7 +144,9 @@ class RunDir:
             SveError: there is no run.
         """
         if not (path / "recipe.yaml").is_file():
-            raise SveError(f"There is no run at '{path}'.", "Name the folder that `sve train` printed, or leave RUN out for the newest.")
+            raise SveError(
+                f"There is no run at '{path}'.", "Name the folder that `sve train` printed, or leave RUN out for the newest."
+            )
         return RunDir(path)
 
     @staticmethod

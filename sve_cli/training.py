@@ -175,7 +175,9 @@ class Trainer:
             parameter.grad = None
         check_all_called(self.ensemble)
         if not torch.isfinite(loss_M).all():
-            raise DivergenceError("The loss of the first batch is not finite.", "Check the checkpoint, or use train.precision: float32.")
+            raise DivergenceError(
+                "The loss of the first batch is not finite.", "Check the checkpoint, or use train.precision: float32."
+            )
 
     def _round(self, number: int, r: Round, resume: dict[str, Any]) -> None:
         groups = [g for g in self.ensemble.groups if g.parameters]
@@ -235,7 +237,7 @@ class Trainer:
     def _step(self, r: Round, rows: list[np.ndarray], total: int, key: tuple[int, int, int]) -> np.ndarray:
         """One optimiser step; returns the members' mean losses."""
         factor = learning_rate_factor(self.round_done, total, self.spec)
-        for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters)):
+        for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters), strict=True):
             group["lr"] = self._base_lr(g) * factor
         if self.ensemble.dropout:
             torch.manual_seed(keyed_generator(self.seed, "dropout", *key).initial_seed())
@@ -268,7 +270,7 @@ class Trainer:
         stacked = np.concatenate(part)
         if self.train.augments:  # each member's own draw, whether members run batched or one by one
             names = members if len(part) > 1 or self.ensemble.member_batches == "independent" else ("all",)
-            drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names)]
+            drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names, strict=True)]
             inputs = {k: torch.cat([d[k] for d in drawn]) for k in drawn[0]}
         else:
             inputs = self.train.batch(stacked)

@@ -9,7 +9,18 @@ from sve_cli.backbone.targets import block_of, select_targets
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
-__all__ = ["Backbone", "Head", "Inputs", "LinearView", "block_of", "load_backbone", "locate", "looks_random", "replace_module", "select_targets"]
+__all__ = [
+    "Backbone",
+    "Head",
+    "Inputs",
+    "LinearView",
+    "block_of",
+    "load_backbone",
+    "locate",
+    "looks_random",
+    "replace_module",
+    "select_targets",
+]
 
 
 def load_backbone(spec: ModelSpec, task_name: str) -> Backbone:

@@ -85,7 +85,9 @@ class Backbone(ABC):
         own = self.own_classifier(network)  # members have heads of their own, and `features` never calls this one
         kept = [v for v in views if all(v.module is not m for m in own)]
         if not kept:
-            raise CheckpointError("No layer is left to train: the only linear layer is the classifier.", "Use method.name: heads_only.")
+            raise CheckpointError(
+                "No layer is left to train: the only linear layer is the classifier.", "Use method.name: heads_only."
+            )
         return kept
 
     def own_classifier(self, network: nn.Module) -> list[nn.Module]:

@@ -28,11 +28,11 @@ class CausalLM(TransformersBackbone):
     def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
         mask_BT = inputs["attention_mask"]
         position_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)  # padding must not shift positions
-        hidden = network.base_model(  # type: ignore[operator, union-attr]
+        hidden = network.base_model(  # type: ignore[operator]
             input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False
         )
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)  # the last real token, whichever side is padded
-        return hidden.last_hidden_state[torch.arange(len(mask_BT), device=mask_BT.device), last_B]  # type: ignore[no-any-return]
+        return hidden.last_hidden_state[torch.arange(len(mask_BT), device=mask_BT.device), last_B]
 
     def own_classifier(self, network: nn.Module) -> list[nn.Module]:
         return [network.get_output_embeddings()]  # type: ignore[operator]
@@ -42,7 +42,9 @@ class CausalLM(TransformersBackbone):
         self.letter_ids = letter_ids
         output = self.network.get_output_embeddings()  # type: ignore[operator]
         bias = getattr(output, "bias", None)
-        self.head = Head(output.weight.detach()[letter_ids].clone(), None if bias is None else bias.detach()[letter_ids].clone(), letters)
+        self.head = Head(
+            output.weight.detach()[letter_ids].clone(), None if bias is None else bias.detach()[letter_ids].clone(), letters
+        )
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         assert self.letter_ids is not None, "use_letters comes first"
@@ -61,7 +63,7 @@ class CausalLM(TransformersBackbone):
                 linear.bias.copy_(bias)
                 if head.bias_C is not None:
                     linear.bias[self.letter_ids] = head.bias_C
-        network.config.tie_word_embeddings = False  # type: ignore[union-attr, assignment]  # a member's head is no embedding any more
+        network.config.tie_word_embeddings = False  # type: ignore[union-attr]  # a member's head is no embedding any more
         network.set_output_embeddings(linear.requires_grad_(False))  # type: ignore[operator]
         return network.eval()
 
@@ -70,7 +72,7 @@ class CausalLM(TransformersBackbone):
         position_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)
         out = model(input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False)
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)
-        return out.logits[torch.arange(len(mask_BT), device=mask_BT.device), last_B][:, self.letter_ids]  # type: ignore[no-any-return]
+        return out.logits[torch.arange(len(mask_BT), device=mask_BT.device), last_B][:, self.letter_ids]
 
     def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)

@@ -63,9 +63,7 @@ class LinearView:
         padded = _pad(x, conv)
         kernel, stride, dilation = conv.kernel_size, conv.stride, conv.dilation
         padding = cast("tuple[int, int]", _zero_padding(conv))
-        size = [
-            (padded.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)
-        ]
+        size = [(padded.shape[2 + i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in range(2)]
         columns = F.unfold(padded, cast("tuple[int, int]", kernel), dilation, padding, stride)  # (M·B, I, L)
         batch = x.shape[0]
 
@@ -95,7 +93,8 @@ def _is_same_conv(conv: nn.Conv2d) -> bool:
 def _pad(x: Tensor, conv: nn.Conv2d) -> Tensor:
     if _is_same_conv(conv):  # timm's TensorFlow-style padding, which depends on the input size
         sides: list[int] = []
-        for size, kernel, stride, dilation in zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1]):
+        geometry = zip(x.shape[:1:-1], conv.kernel_size[::-1], conv.stride[::-1], conv.dilation[::-1], strict=True)
+        for size, kernel, stride, dilation in geometry:
             total = max((-(-size // stride) - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
             sides += [total // 2, total - total // 2]
         return F.pad(x, sides)
@@ -141,5 +140,7 @@ def require_view(name: str, module: nn.Module) -> LinearView:
     view = view_of(name, module)
     if view is None:
         reason = unsupported_reason(module) or f"a {type(module).__name__}, which has no weight matrix"
-        raise CheckpointError(f"The target '{name}' is {reason}.", "Leave it out with method.exclude, or choose other method.targets.")
+        raise CheckpointError(
+            f"The target '{name}' is {reason}.", "Leave it out with method.exclude, or choose other method.targets."
+        )
     return view

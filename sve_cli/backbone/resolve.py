@@ -16,7 +16,7 @@ Library = Literal["timm", "transformers"]
 
 @dataclass(frozen=True)
 class Location:
-    """Where a checkpoint is. `path`: local folder or None; `file`: a bare timm weight file; `name`: what the library is asked for."""
+    """Where a checkpoint is. `path`: local folder; `file`: a bare timm weight file; `name`: what the library is asked for."""
 
     library: Library
     name: str
@@ -48,7 +48,9 @@ def locate(spec: ModelSpec) -> Location:
     if "/" not in name and embedded.is_dir() and (embedded / "config.json").is_file():
         return _folder(embedded, spec)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise CheckpointError(f"There is no checkpoint at '{name}'.", "Check model.name: a local folder with config.json, or a hub id.")
+        raise CheckpointError(
+            f"There is no checkpoint at '{name}'.", "Check model.name: a local folder with config.json, or a hub id."
+        )
     if forced_timm or name.startswith("hf-hub:") or (spec.source == "auto" and "/" not in name and _is_timm(name)):
         return Location("timm", name)
     return Location("transformers", name)
@@ -75,7 +77,9 @@ def _folder(path: Path, spec: ModelSpec) -> Location:
         )
     library: Library = "timm" if "architecture" in config else "transformers"
     if spec.source not in ("auto", library):
-        raise CheckpointError(f"'{path}' is a {library} folder, but model.source says {spec.source}.", f"Write model.source: {library}.")
+        raise CheckpointError(
+            f"'{path}' is a {library} folder, but model.source says {spec.source}.", f"Write model.source: {library}."
+        )
     return Location(library, str(path), path=path)
 
 

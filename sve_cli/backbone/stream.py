@@ -34,7 +34,7 @@ def stream_targets(spec: ModelSpec, method: MethodSpec, task_name: str) -> list[
         views = select_targets(skeleton, method)
         keys = [_key(view.name, files) for view in views]
         if all(keys):
-            return [_streamed(view, files[key], key) for view, key in zip(views, keys) if key]
+            return [_streamed(view, files[key], key) for view, key in zip(views, keys, strict=True) if key]
     from sve_cli.backbone import load_backbone
 
     views = load_backbone(spec, task_name).targets(method)
@@ -95,4 +95,4 @@ def _skeleton(location: Location, task_name: str) -> nn.Module:
 
         config = AutoConfig.from_pretrained(location.path)
         auto: Any = AutoModelForCausalLM if task_name == "multiple_choice" else AutoModel
-        return auto.from_config(config)  # type: ignore[no-any-return]
+        return auto.from_config(config)

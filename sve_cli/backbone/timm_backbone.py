@@ -40,7 +40,7 @@ class TimmBackbone(Backbone):
 
     def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
         tokens = network.forward_features(inputs["image"])  # type: ignore[operator]
-        return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator, no-any-return]
+        return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         network.reset_classifier(len(head.weight_CF))  # type: ignore[operator]
@@ -58,13 +58,27 @@ class TimmBackbone(Backbone):
         return list(classifier) if isinstance(classifier, tuple) else [classifier]  # distilled networks have two
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        return model(inputs["image"])  # type: ignore[no-any-return]
+        return model(inputs["image"])
 
     def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous().clone() for k, v in model.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(
+            {k: v.contiguous().clone() for k, v in model.state_dict().items()},
+            folder / "model.safetensors",
+            metadata={"format": "pt"},
+        )
         cfg = dict(self.network.pretrained_cfg)  # type: ignore[arg-type]
-        keep = ("input_size", "fixed_input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "pool_size", "classifier")
+        keep = (
+            "input_size",
+            "fixed_input_size",
+            "interpolation",
+            "crop_pct",
+            "crop_mode",
+            "mean",
+            "std",
+            "pool_size",
+            "classifier",
+        )
         pretrained = {k: cfg[k] for k in keep if k in cfg}
         pretrained |= {"num_classes": len(classes), "input_size": list(self.data_config["input_size"])}
         config = {
@@ -112,7 +126,8 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
     except (RuntimeError, OSError, SafetensorError, TypeError, ValueError, KeyError, AssertionError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise CheckpointError(
-            f"timm cannot open '{spec.name}': {first}", "Check the name (timm.list_models), or name a local folder with config.json and weights."
+            f"timm cannot open '{spec.name}': {first}",
+            "Check the name (timm.list_models), or name a local folder with config.json and weights.",
         ) from error
     classes = folder_config.get("label_names") or _labels_of(network)
     head = None if spec.random_init else _own_head(network, classes)

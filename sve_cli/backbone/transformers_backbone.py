@@ -40,7 +40,7 @@ class TransformersBackbone(Backbone):
     def max_length(self) -> int:
         """Longest input in tokens: the recipe's, or the checkpoint's own limit, at most 512."""
         own = min(int(self.tokenizer.model_max_length), 512)
-        positions = getattr(self.network.config, "max_position_embeddings", None)  # type: ignore[union-attr]
+        positions = getattr(self.network.config, "max_position_embeddings", None)
         if isinstance(positions, int):
             own = min(own, positions)
         return min(self.spec.max_length or own, own)
@@ -65,7 +65,7 @@ class SequenceClassifier(TransformersBackbone):
         super().__init__(network, spec, head, tokenizer)
 
     def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
-        return network(**inputs).logits  # type: ignore[no-any-return]  # the head is an Identity
+        return network(**inputs).logits  # the head is an Identity
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         replace_module(network, self.head_name, _linear(head))
@@ -74,7 +74,7 @@ class SequenceClassifier(TransformersBackbone):
         return network.eval()
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
-        return model(**inputs).logits  # type: ignore[no-any-return]
+        return model(**inputs).logits
 
     def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -102,14 +102,16 @@ class PooledEncoder(TransformersBackbone):
 
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         assert isinstance(model, nn.ModuleDict)
-        return model["head"](self.features(model["encoder"], inputs))  # type: ignore[no-any-return]
+        return model["head"](self.features(model["encoder"], inputs))
 
     def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
         assert isinstance(model, nn.ModuleDict)
         folder.mkdir(parents=True, exist_ok=True)
         self._save_network(model["encoder"], folder, classes)
-        weight = model["head"].weight
-        dense = {"in_features": self.feature_dim, "out_features": len(weight), "bias": model["head"].bias is not None}
+        head_linear = model["head"]
+        assert isinstance(head_linear, nn.Linear)
+        weight = head_linear.weight
+        dense = {"in_features": self.feature_dim, "out_features": int(weight.shape[0]), "bias": model["head"].bias is not None}
         files: dict[str, Any] = {
             "modules.json": [
                 {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -211,7 +213,8 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         raise CheckpointError(
-            f"transformers cannot open '{spec.name}': {first}", "Check model.name, or name a local folder with config.json and safetensors."
+            f"transformers cannot open '{spec.name}': {first}",
+            "Check model.name, or name a local folder with config.json and safetensors.",
         ) from error
     head_name, linear = final_linear(network, spec)
     fresh_head = any(key.startswith(head_name + ".") for key in missing) or spec.random_init
@@ -226,7 +229,13 @@ def _open(auto: Any, name: str, spec: ModelSpec, config: Any, arguments: dict[st
         if spec.random_init:
             return auto.from_config(config, trust_remote_code=spec.trust_remote_code, **attention_of(spec)).float(), set()
         network, info = auto.from_pretrained(
-            name, config=config, use_safetensors=True, output_loading_info=True, dtype=torch.float32, **arguments, **attention_of(spec)
+            name,
+            config=config,
+            use_safetensors=True,
+            output_loading_info=True,
+            dtype=torch.float32,
+            **arguments,
+            **attention_of(spec),
         )
     return network, set(info["missing_keys"])
 

@@ -220,10 +220,10 @@ def file_digests(folder: Path) -> dict[str, str]:
 
 
 def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:
-    for i, (a, b) in enumerate(zip(found, expected, strict=False)):
-        if a != b:
-            return f"class {i} is '{a}', not '{b}'"
-    return f"it has {len(found)}, not {len(expected)}"
+    if len(found) != len(expected):
+        return f"it names {len(found)}, not {len(expected)}"
+    at = next(i for i in range(len(found)) if found[i] != expected[i])
+    return f"class {at} is '{found[at]}', not '{expected[at]}'"
 
 
 def _claim(artifact: Artifact) -> str:

@@ -19,9 +19,8 @@ import numpy as np
 from safetensors import safe_open
 
 from sve_cli.backbone.causal_lm import CausalLM
-from sve_cli.samples import decode_image
 from sve_cli.errors import CheckFailed, SveError
-from sve_cli.samples import Samples
+from sve_cli.samples import Samples, decode_image
 from sve_cli.tasks.common import Task
 from sve_cli.tasks.multiple_choice import prompt_text
 

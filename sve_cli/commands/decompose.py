@@ -12,7 +12,10 @@ from sve_cli.console import Console
 
 
 def decompose(
-    source: Annotated[str, typer.Argument(metavar="MODEL_OR_RECIPE", help="A checkpoint (name, folder, hub id), a recipe file or a shipped recipe.")],
+    source: Annotated[
+        str,
+        typer.Argument(metavar="MODEL_OR_RECIPE", help="A checkpoint (name, folder, hub id), a recipe file or a shipped recipe."),
+    ],
     overrides: Overrides = None,
     targets: Annotated[str | None, typer.Option(help="auto, all-linear, re:REGEX; default: auto, or the recipe's.")] = None,
     last_blocks: Annotated[int | None, typer.Option(min=1, help="Only the last k blocks.")] = None,

@@ -14,7 +14,9 @@ from sve_cli.errors import SveError
 
 def evaluate(
     run: Run = None,
-    ood: Annotated[list[str] | None, typer.Option("--ood", help="An out-of-distribution set: name, path or set:split; repeatable.")] = None,
+    ood: Annotated[
+        list[str] | None, typer.Option("--ood", help="An out-of-distribution set: name, path or set:split; repeatable.")
+    ] = None,
     aggregate: Annotated[str | None, typer.Option(help="probs or logits; default: the recipe's.")] = None,
     bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
     bootstrap: Annotated[int | None, typer.Option(min=0, help="Bootstrap resamples; 0: no intervals.")] = None,
@@ -33,7 +35,9 @@ def evaluate(
         raise SveError(f"{' and '.join(sources)} are different things to evaluate.", "Name one of them.")
     if (model is None) != (data is None):
         raise SveError("--model and --data go together.", "Write: sve evaluate --model NAME --data NAME")
-    changes = {k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap)) if v is not None}
+    changes: dict[str, Any] = {
+        k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap)) if v is not None
+    }
     if aggregate not in (None, "probs", "logits"):
         raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
     from sve_cli.recipe import EvaluateSpec

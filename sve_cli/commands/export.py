@@ -14,7 +14,9 @@ from sve_cli.errors import SveError
 
 def export(
     run: Run = None,
-    to: Annotated[list[str] | None, typer.Option("--to", help="merged (one checkpoint per member), averaged (one); commas allowed.")] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", help="merged (one checkpoint per member), averaged (one); commas allowed.")
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/exports.")] = None,
     members: Annotated[str | None, typer.Option("--members", help="Members to merge, as in 0,2; default: all.")] = None,
     as_json: Json = False,
@@ -30,7 +32,7 @@ def export(
     found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
     console.say(f"Run: {found.path}")
     results = export_run(found, targets, console, out=out, members=_members(members), command=command_line())
-    rows = [[str(a.path), f"{c.max_logit_gap:.1e}", a.loads_with.replace("FOLDER", str(a.path))] for a, c in results]
+    rows = [[str(a.path), f"{c.gaps.max_logit_gap:.1e}", a.loads_with.replace("FOLDER", str(a.path))] for a, c in results]
     console.table("Certified artifacts", ["folder", "largest logit gap", "loads with"], rows)
     if as_json:
         console.json([{"artifact": a, "certificate": c} for a, c in results])

@@ -13,7 +13,9 @@ from sve_cli.console import Console
 def ood(
     run: Run = None,
     sets: Annotated[list[str] | None, typer.Option("--sets", help="Sets: names, paths or set:split, separated by commas.")] = None,
-    scores: Annotated[list[str] | None, typer.Option("--scores", help="Scores, separated by commas; default: the recipe's.")] = None,
+    scores: Annotated[
+        list[str] | None, typer.Option("--scores", help="Scores, separated by commas; default: the recipe's.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """How well a run tells out-of-distribution inputs apart, by set and score."""

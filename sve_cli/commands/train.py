@@ -16,11 +16,15 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str | None, typer.Argument(help="A recipe file or the name of a shipped one; with --resume: a run's folder.")] = None,
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe file or the name of a shipped one; with --resume: a run's folder.")
+    ] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder; default: runs/<recipe>-<time>-<digest>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an unfinished run (default: the newest).")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Rows per split, for a quick try; marked as not comparable.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Rows per split, for a quick try; marked as not comparable.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and train nothing.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
     as_json: Json = False,
@@ -69,4 +73,6 @@ def _show_plan(plan: Plan, console: Console) -> None:
         console.table(f"{len(rows)} targeted layers", ["layer", "shape", "rank"], rows)
     console.table("Trained, all members", ["what", "numbers"], [[k, v] for k, v in plan.trained.items()])
     console.table("Rows", ["split", "rows"], [[k, v] for k, v in plan.rows.items()])
-    console.say(f"{plan.steps} optimiser steps; the checkpoint has {plan.base_parameters:,} parameters. Everything a run needs is there.")
+    console.say(
+        f"{plan.steps} optimiser steps; the checkpoint has {plan.base_parameters:,} parameters. Everything a run needs is there."
+    )

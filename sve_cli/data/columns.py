@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from sve_cli.samples import LazyImages, is_image_type
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec
+from sve_cli.samples import LazyImages, is_image_type
 
 SOFT_LABELS = "human_probs"
 _TASK = {"text": "text_classification", "image": "image_classification", "multiple_choice": "multiple_choice"}

@@ -12,19 +12,17 @@ import numpy as np
 
 from sve_cli.data.columns import option_keys, read_ids, read_inputs, read_slices, read_soft_labels
 from sve_cli.data.labels import choice_labels, chosen_classes, coded_labels, mapped_labels, strangers
-from sve_cli.samples import DataSet, Samples
 from sve_cli.data.sources import Source, open_source, split_name
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.predictions import UNKNOWN_LABEL
 from sve_cli.recipe.spec import DataSpec
+from sve_cli.samples import DataSet, Samples
 
 ROLES = ("train", "validation", "test")
 
 
-def load_data(
-    spec: DataSpec, modality: str, seed: int, limit: int | None = None, need: tuple[str, ...] = ROLES
-) -> DataSet:
+def load_data(spec: DataSpec, modality: str, seed: int, limit: int | None = None, need: tuple[str, ...] = ROLES) -> DataSet:
     """The splits `need` of the recipe's data set, with one list of classes.
 
     Args:
@@ -93,7 +91,7 @@ def load_samples(
         names = classes or spec.classes or own
         labels_N = mapped_labels(labels_N, own, names)
         soft_NC = read_soft_labels(raw, own, names)
-    slices = read_slices(raw, spec.slices, strict=False)
+    slices = read_slices(raw, spec.slices, strict=True)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
 
 
@@ -199,7 +197,15 @@ def _strict_samples(
         kept = (labels_N >= 0) | (codes_N < 0)
         soft_NC = read_soft_labels(raw, names, classes)
     samples = Samples(
-        raw.dataset, raw.split, inputs, labels_N, ids, list(classes), read_slices(raw, spec.slices, strict=True), soft_NC, modality  # type: ignore[arg-type]
+        raw.dataset,
+        raw.split,
+        inputs,
+        labels_N,
+        ids,
+        list(classes),
+        read_slices(raw, spec.slices, strict=True),
+        soft_NC,
+        modality,  # type: ignore[arg-type]
     )
     if not kept.all():
         notes.append(f"{raw.split}: {int((~kept).sum())} rows of classes outside data.classes left out.")
@@ -219,9 +225,7 @@ def _labelled(samples: Samples, notes: list[str]) -> Samples:
     return samples.subset(known)
 
 
-def _split_train(
-    train: Samples, spec: DataSpec, source: Source, seed: int, notes: list[str]
-) -> tuple[Samples, Samples]:
+def _split_train(train: Samples, spec: DataSpec, source: Source, seed: int, notes: list[str]) -> tuple[Samples, Samples]:
     count = min(max(1, round(spec.holdout * len(train))), len(train) - 1)
     if count < 1:
         raise DataError(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sve_cli.data.hub_names import HUB_SETS, HubSet
 from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec
@@ -150,18 +151,20 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Source:
         raise DataError(f"There is no data set '{name}'.", hint)
     import datasets
 
+    known_set = HUB_SETS.get(name, HubSet(name, config))
     try:
-        loaded = datasets.load_dataset(name, config, revision=revision)
+        loaded = datasets.load_dataset(known_set.repo, config or known_set.config, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # OSError: offline, missing or gated; ValueError: configuration; RuntimeError: sets that are scripts.
         raise DataError(f"Data set '{name}' is neither a local path nor built in, and the hub gave: {error}", hint) from error
 
     def read(split: str) -> RawSplit:
-        part = loaded[split]
+        part = loaded[known_set.splits.get(split, split)]
+        part = part.rename_columns({old: new for old, new in known_set.columns.items() if old in part.column_names})
         table = part.data.table.replace_schema_metadata(part.features.arrow_schema.metadata)
         return RawSplit(name, split, table, f"{name}:{split}", None, features_of(table))
 
-    return Source(name, [str(s) for s in loaded], read)
+    return Source(name, list(known_set.splits) or [str(s) for s in loaded], read)
 
 
 def _local_names() -> list[str]:

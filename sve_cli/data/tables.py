@@ -12,9 +12,9 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
-from sve_cli.samples import SUFFIXES as IMAGE_SUFFIXES
 from sve_cli.errors import DataError
 from sve_cli.registry import nearest
+from sve_cli.samples import SUFFIXES as IMAGE_SUFFIXES
 
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 

@@ -90,13 +90,19 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = {auto}.from_pretrained("FOLDER").eval()
 """
     if causal:
-        return opened + """inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+        return (
+            opened
+            + """inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
 with torch.inference_mode():
     logits = model(**inputs).logits[0, -1]  # compare the entries of the letters' tokens"""
-    return opened + """inputs = tokenizer(["a text"], truncation=True, return_tensors="pt")
+        )
+    return (
+        opened
+        + """inputs = tokenizer(["a text"], truncation=True, return_tensors="pt")
 with torch.inference_mode():
     logits = model(**inputs).logits
 print(model.config.id2label[int(logits.argmax())])"""
+    )
 
 
 def require_complete(folder: Path, text: bool) -> None:

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from sve_cli.backbone import Backbone
+from sve_cli.backbone import Backbone, Inputs
 from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, MemberHeads, Output, TaskView
-from sve_cli.backbone import Inputs
 from sve_cli.errors import SveError
 from sve_cli.recipe.spec import MethodSpec, doc
 
@@ -18,7 +17,9 @@ from sve_cli.recipe.spec import MethodSpec, doc
 class Params:
     """Choices of heads_only."""
 
-    member_batches: Literal["independent", "shared"] = doc("Whether members see independent mini-batches or the same.", "independent")
+    member_batches: Literal["independent", "shared"] = doc(
+        "Whether members see independent mini-batches or the same.", "independent"
+    )
 
 
 class HeadsEnsemble(Ensemble):
@@ -44,7 +45,7 @@ class HeadsOnly:
     Params = Params
 
     @staticmethod
-    def default_lr(params: Params) -> float:
+    def default_lr(params: Any) -> float:
         """There are no parameters besides the heads (`train.head_lr`)."""
         return 1e-3
 

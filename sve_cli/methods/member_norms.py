@@ -66,10 +66,17 @@ def swap_norms(network: nn.Module, context: MemberContext, n_members: int) -> di
             replace_module(network, name, made[id(module)])
             continue
         weight = getattr(module, "weight", None)
-        if "Norm" not in type(module).__name__ or "Batch" in type(module).__name__ or not isinstance(weight, Tensor) or not block_of(name + "."):
+        if (
+            "Norm" not in type(module).__name__
+            or "Batch" in type(module).__name__
+            or not isinstance(weight, Tensor)
+            or not block_of(name + ".")
+        ):
             continue
         if weight.ndim != 1 or not _scales_by_weight(module, weight):
-            raise CheckpointError(f"The norm '{name}' ({type(module).__name__}) cannot have member weights.", "Set train_norms: false.")
+            raise CheckpointError(
+                f"The norm '{name}' ({type(module).__name__}) cannot have member weights.", "Set train_norms: false."
+            )
         replace_module(network, name, norm := MemberNorm(name, module, context, n_members))
         made[id(module)] = norm
         swapped[name] = norm

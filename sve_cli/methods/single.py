@@ -39,7 +39,7 @@ class Single:
     Params = Params
 
     @staticmethod
-    def default_lr(params: Params) -> float:
+    def default_lr(params: Any) -> float:
         """The usual rate of full fine-tuning of transformers."""
         return 1e-4
 

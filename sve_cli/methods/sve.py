@@ -34,18 +34,26 @@ NEGLIGIBLE = 1e-6  # singular values below this share of the largest are frozen:
 class Params:
     """Choices of SVE. Defaults are the best measured here (docs/results.md)."""
 
-    sigma_init: float = doc("Relative spread of the members' start: s_m = S (1 + ε), ε ~ N(0, sigma_init²).", 0.01, low=0.0, high=1.0)
+    sigma_init: float = doc(
+        "Relative spread of the members' start: s_m = S (1 + ε), ε ~ N(0, sigma_init²).", 0.01, low=0.0, high=1.0
+    )
     parametrisation: Literal["relative", "absolute"] = doc(
-        "What is optimised: the gain s/S (relative) or s itself (absolute, the paper). They want different learning rates.", "relative"
+        "What is optimised: the gain s/S (relative) or s itself (absolute, the paper). They want different learning rates.",
+        "relative",
     )
     biases: Literal["member", "frozen"] = doc("Whether each member trains its own biases where a layer has one.", "member")
     bias_init: float = doc("Spread of the member biases at the start: b + N(0, bias_init²).", 0.01, low=0.0, high=1.0)
-    member_batches: Literal["independent", "shared"] = doc("Whether members see independent mini-batches or the same.", "independent")
+    member_batches: Literal["independent", "shared"] = doc(
+        "Whether members see independent mini-batches or the same.", "independent"
+    )
     train_norms: bool = doc("Also train each member's own normalisation weights (an extension of the paper).", False)
     dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "off")
-    decay_toward: Literal["pretrained", "zero"] = doc("Where weight decay pulls the singular values; the paper: zero.", "pretrained")
+    decay_toward: Literal["pretrained", "zero"] = doc(
+        "Where weight decay pulls the singular values; the paper: zero.", "pretrained"
+    )
     form: Literal["auto", "factored", "materialised", "residual"] = doc(
-        "How training computes a layer; auto: the cheaper of factored and materialised. Evaluation always uses the definition.", "auto"
+        "How training computes a layer; auto: the cheaper of factored and materialised. Evaluation always uses the definition.",
+        "auto",
     )
 
 
@@ -161,7 +169,7 @@ class SVE:
     Params = Params
 
     @staticmethod
-    def default_lr(params: Params) -> float:
+    def default_lr(params: Any) -> float:
         """Relative steps want a learning rate an order of magnitude above the paper's 1e-3 on s."""
         return 1e-2 if params.parametrisation == "relative" else 1e-3
 
@@ -177,7 +185,13 @@ class SVE:
         norms = swap_norms(network, context, spec.members) if params.train_norms else {}
         heads = task.make_heads(spec.members, seed)
         ensemble = SVEEnsemble(
-            backbone, network, heads, task.classes, context, member_batches=params.member_batches, dropout=params.dropout == "checkpoint"
+            backbone,
+            network,
+            heads,
+            task.classes,
+            context,
+            member_batches=params.member_batches,
+            dropout=params.dropout == "checkpoint",
         )
         linears = {n: m for n, m in swapped.items() if isinstance(m, SVELinear)}
         sigma = {f"{n}.delta_MR": m.delta_MR for n, m in linears.items()}
@@ -186,7 +200,9 @@ class SVE:
         if biases:
             ensemble.groups.append(ParameterGroup("bias", biases))
             # The bias parameters are absolute: decay pulls them toward the checkpoint's.
-            ensemble.decay_origins |= {f"{n}.bias_MO": b for n, m in linears.items() if m.bias_MO is not None and (b := m.view.bias) is not None}
+            ensemble.decay_origins |= {
+                f"{n}.bias_MO": b for n, m in linears.items() if m.bias_MO is not None and (b := m.view.bias) is not None
+            }
         if norms:
             trained = {f"{n}.{k}": p for n, m in norms.items() for k, p in m.named_parameters()}
             ensemble.groups.append(ParameterGroup("norm", trained))

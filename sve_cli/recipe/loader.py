@@ -17,7 +17,7 @@ from sve_cli.recipe.library import recipe_path
 from sve_cli.recipe.reader import Reader, shown
 from sve_cli.recipe.spec import Recipe
 from sve_cli.recipe.yaml_nodes import UNUSABLE, Node, Place, Problem, from_python, parse_yaml, plain_scalar, report
-from sve_cli.registry import METHOD_ALIASES, METHODS, OOD_SCORES, REFUSED_TASKS, TASKS, nearest
+from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, OOD_SCORES, REFUSED_TASKS, TASKS, nearest
 
 MAX_BYTES = 1_000_000
 
@@ -110,6 +110,7 @@ def _resolve(root: Node, problems: list[Problem], overrides: Sequence[str]) -> R
     if root.kind != "mapping":
         raise report([*problems, Problem(root.place, "", f"a recipe is a mapping of keys, not {shown(root)}", "write 'model: …'")])
     reader = Reader(problems)
+    _switch_method(root, overrides)
     for override in overrides:
         _apply_override(reader, root, override)
     _expand_alias(reader, root)
@@ -165,9 +166,28 @@ def _apply_override(reader: Reader, root: Node, override: str) -> None:
     node.entries[keys[-1]] = value
 
 
+def _switch_method(root: Node, overrides: Sequence[str]) -> None:
+    """`method.name=other` on the command line keeps data, task and schedule, and drops what suits the file's method only.
+
+    That is its parameters and learning rates and, for a method that is one network, the number of members.
+    """
+    chosen = [text.strip() for path, _, text in (o.partition("=") for o in overrides) if path.strip() == "method.name"]
+    method, name, train = _child(root, "method"), _child(root, "method.name"), _child(root, "train")
+    if not chosen or method is None or name is None or chosen[-1] == name.value:
+        return
+    method.entries.pop("params", None)
+    if chosen[-1] in ONE_NETWORK or "members" in METHOD_ALIASES.get(chosen[-1], ("", {}))[1]:
+        method.entries.pop("members", None)
+    for key in ("lr", "bias_lr", "weight_decay"):
+        if train is not None:
+            train.entries.pop(key, None)
+
+
 def _expand_alias(reader: Reader, root: Node) -> None:
     """Replace a method alias by the method and settings it stands for; a different value is a problem."""
     method, name = _child(root, "method"), _child(root, "method.name")
+    if method is not None and name is not None and name.value in ONE_NETWORK and "members" not in method.entries:
+        method.entries["members"] = from_python(1, name.place)
     if method is None or name is None or name.kind != "text" or name.value not in METHOD_ALIASES:
         return
     alias, (target, fixed) = name.value, METHOD_ALIASES[name.value]

@@ -123,7 +123,9 @@ class TrainSpec:
     precision: Literal["auto", "float32", "bfloat16"] = doc("auto: bfloat16 where the hardware is good at it.", "auto")
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")
     select: Literal["validation_nll", "last"] = doc("Which epoch is kept.", "validation_nll")
-    checkpoint_minutes: float = doc("Minutes between checkpoints inside an epoch (one is also written after each epoch).", 5.0, low=0.0)
+    checkpoint_minutes: float = doc(
+        "Minutes between checkpoints inside an epoch (one is also written after each epoch).", 5.0, low=0.0
+    )
     compile: bool = doc("torch.compile the backbone.", False)
 
 

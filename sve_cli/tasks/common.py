@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from sve_cli.backbone import Backbone, Head, Inputs
-from sve_cli.samples import Samples
 from sve_cli.ensemble import MemberHeads, keyed_generator
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.recipe.spec import TaskSpec
+from sve_cli.samples import Samples
 
 
 class Encoded(ABC):
@@ -55,7 +55,7 @@ class TokenisedText(Encoded):
         width = max(int(lengths.max()), 1)
         column = np.arange(width)
         mask = column >= width - lengths[:, None] if self.left else column < lengths[:, None]
-        source = np.concatenate([np.arange(s, s + n) for s, n in zip(self.starts_N[rows_B], lengths)])
+        source = np.concatenate([np.arange(s, s + n) for s, n in zip(self.starts_N[rows_B], lengths, strict=True)])
         ids = np.full((len(rows_B), width), self.pad_id, dtype=np.int64)
         ids[mask] = self.flat[source]
         inputs = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
@@ -115,7 +115,7 @@ def match_head(head: Head | None, classes: list[str]) -> tuple[Head | None, str]
     keys = [_key(c) for c in head.classes]
     wanted = [_key(c) for c in classes]
     if len(set(keys)) != len(keys) or sorted(keys) != sorted(wanted):
-        absent = [c for c, k in zip(classes, wanted) if k not in keys]
+        absent = [c for c, k in zip(classes, wanted, strict=True) if k not in keys]
         detail = f"'{absent[0]}' is not one of its classes" if absent else f"it has {len(keys)} classes, the data {len(wanted)}"
         return None, f"the checkpoint's classes are not the data's ({detail})"
     order = [keys.index(k) for k in wanted]
@@ -133,7 +133,9 @@ def require_modality(samples: Samples, modality: str) -> None:
         DataError: naming both kinds.
     """
     if samples.modality != modality:
-        raise DataError(f"'{samples.dataset}' holds {samples.modality} inputs, but this task reads {modality} inputs.", "Choose another set.")
+        raise DataError(
+            f"'{samples.dataset}' holds {samples.modality} inputs, but this task reads {modality} inputs.", "Choose another set."
+        )
 
 
 def tensor_to(inputs: Inputs, device: torch.device, **kw: Any) -> Inputs:

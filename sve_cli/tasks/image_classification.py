@@ -11,8 +11,7 @@ from torch import Tensor
 from torchvision.transforms import Compose, Normalize
 
 from sve_cli.backbone import Inputs
-from sve_cli.samples import decode_image
-from sve_cli.samples import Samples
+from sve_cli.samples import Samples, decode_image
 from sve_cli.tasks.common import Encoded, Task, require_modality
 
 CACHE_BYTES = 4 * 2**30  # decoded images are kept as uint8 up to this size
@@ -65,7 +64,7 @@ def _augment(pixels: Tensor, augment: str, generator: torch.Generator) -> Tensor
         margin = max(side // 8, 1)
         padded = torch.nn.functional.pad(pixels, [margin] * 4, mode="reflect")
         offsets = torch.randint(0, 2 * margin + 1, (len(pixels), 2), generator=generator).tolist()
-        pixels = torch.stack([p[:, y : y + pixels.shape[-2], x : x + side] for p, (y, x) in zip(padded, offsets)])
+        pixels = torch.stack([p[:, y : y + pixels.shape[-2], x : x + side] for p, (y, x) in zip(padded, offsets, strict=True)])
     return pixels
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from sve_cli.backbone import Backbone
 from sve_cli.backbone.causal_lm import CausalLM
-from sve_cli.samples import Samples
 from sve_cli.ensemble import MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.recipe.spec import TaskSpec
+from sve_cli.samples import Samples
 from sve_cli.tasks.common import Encoded, Task, TokenisedText, require_modality
 
 LETTERS = "ABCDEFGHIJ"
@@ -53,11 +53,15 @@ class MultipleChoice(Task):
         limit = self.max_length()
         n_options = np.array([len(c) for c in samples.inputs["choices"]])
         if n_options.max(initial=0) > len(self.classes):
-            raise DataError(f"'{samples.dataset}' has items with {n_options.max()} options; this task was set up for {len(self.classes)}.")
+            raise DataError(
+                f"'{samples.dataset}' has items with {n_options.max()} options; this task was set up for {len(self.classes)}."
+            )
         contexts = samples.inputs.get("context") or [""] * len(samples)
         prompts, shortened = [], 0
-        for context, question, choices in zip(contexts, samples.inputs["question"], samples.inputs["choices"]):
-            ids, cut = fit_prompt(tokenizer, self.spec.instruction, str(context or ""), str(question), [str(c) for c in choices], limit)
+        for context, question, choices in zip(contexts, samples.inputs["question"], samples.inputs["choices"], strict=True):
+            ids, cut = fit_prompt(
+                tokenizer, self.spec.instruction, str(context or ""), str(question), [str(c) for c in choices], limit
+            )
             prompts.append(ids)
             shortened += cut
         split = TokenisedText(prompts, samples.labels_N, tokenizer.pad_token_id, left=tokenizer.padding_side == "left")
@@ -67,19 +71,21 @@ class MultipleChoice(Task):
 
     def max_length(self) -> int:
         """Longest prompt in tokens."""
-        positions = int(getattr(self.backbone.network.config, "max_position_embeddings", 512))  # type: ignore[union-attr]
+        positions = int(getattr(self.backbone.network.config, "max_position_embeddings", 512))
         own = min(int(self.backbone.transform.model_max_length), positions)
         return min(self.backbone.spec.max_length or min(own, 512), own)
 
 
 def prompt_text(instruction: str, context: str, question: str, choices: list[str]) -> str:
     """The zero-shot prompt: instruction, question, one lettered option per line, cue."""
-    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices))
+    options = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=False))
     body = f"{context}\n{question}" if context else question
     return f"{instruction}\nQuestion: {body}\nChoices:\n{options}{CUE}"
 
 
-def fit_prompt(tokenizer: Any, instruction: str, context: str, question: str, choices: list[str], limit: int) -> tuple[list[int], bool]:
+def fit_prompt(
+    tokenizer: Any, instruction: str, context: str, question: str, choices: list[str], limit: int
+) -> tuple[list[int], bool]:
     """Token ids of the prompt, and whether it had to be shortened (from the left of the question, never the cue)."""
     ids: list[int] = tokenizer(prompt_text(instruction, context, question, choices))["input_ids"]
     if len(ids) <= limit:
@@ -115,9 +121,11 @@ def letter_tokens(tokenizer: Any, letters: list[str]) -> tuple[list[int], str]:
         single = [next(iter(s)) for s in found if len(s) == 1 and len(next(iter(s))) == 1]
         if len(single) == len(letters) and len(set(single)) == len(letters):
             ids = [t[0] for t in single]
-            shown = ", ".join(f"{letter}={tokenizer.convert_ids_to_tokens(i)!r}" for letter, i in zip(letters, ids))
+            shown = ", ".join(f"{letter}={tokenizer.convert_ids_to_tokens(i)!r}" for letter, i in zip(letters, ids, strict=True))
             return ids, shown
-        offending += [repr(form.format(letter)) for letter, s in zip(letters, found) if len(s) != 1 or len(next(iter(s))) != 1]
+        several = [letter for letter, s in zip(letters, found, strict=True) if len(s) != 1 or len(next(iter(s))) != 1]
+        offending += [repr(form.format(letter)) for letter in several]
     raise CheckpointError(
-        f"This tokenizer does not give every letter one token after '{CUE.strip()}': {', '.join(offending[:6])}.", "Use another checkpoint."
+        f"This tokenizer does not give every letter one token after '{CUE.strip()}': {', '.join(offending[:6])}.",
+        "Use another checkpoint.",
     )

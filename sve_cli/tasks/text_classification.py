@@ -27,5 +27,8 @@ class TextClassification(Task):
         if "token_type_ids" in encoded and pairs is not None:
             types = [t if t else [0] for t in encoded["token_type_ids"]]
             split.types_flat = np.fromiter(chain.from_iterable(types), dtype=np.int64)
-        split.n_shortened = int((split.lengths_N == limit).sum()) if split.lengths_N is not None else 0
+        if encoded.encodings:  # fast tokenizers keep what they cut off
+            split.n_shortened = sum(bool(e.overflowing) for e in encoded.encodings)
+        else:
+            split.n_shortened = sum(len(t) == limit for t in ids)
         return split

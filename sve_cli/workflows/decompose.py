@@ -13,7 +13,9 @@ from sve_cli.recipe import MethodSpec, ModelSpec
 from sve_cli.workflows.session import Log
 
 
-def decompose(model: ModelSpec, method: MethodSpec, task_name: str, log: Log, plan: bool = False) -> tuple[list[LayerResult], FactorStore]:
+def decompose(
+    model: ModelSpec, method: MethodSpec, task_name: str, log: Log, plan: bool = False
+) -> tuple[list[LayerResult], FactorStore]:
     """Decompose the targets of a checkpoint that are not in the store yet.
 
     Args:

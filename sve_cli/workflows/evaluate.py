@@ -30,7 +30,9 @@ VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
 
 
-def evaluate(run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes: dict[str, Any] | None = None, command: str = "") -> tuple[Path, Report]:
+def evaluate(
+    run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes: dict[str, Any] | None = None, command: str = ""
+) -> tuple[Path, Report]:
     """Evaluate a finished run, with OOD sets if given (default: the recipe's). Predictions already there are not made again.
 
     Args:
@@ -55,7 +57,13 @@ def evaluate(run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes
 
 
 def evaluate_session(
-    session: Session, run: RunDir, ensemble: Ensemble, ood: Sequence[str], spec: EvaluateSpec, command: str, training_gap: bool = False
+    session: Session,
+    run: RunDir,
+    ensemble: Ensemble,
+    ood: Sequence[str],
+    spec: EvaluateSpec,
+    command: str,
+    training_gap: bool = False,
 ) -> Report:
     """The first evaluation, with everything still open."""
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
@@ -113,7 +121,7 @@ def _evaluate(
         warnings=[*report.warnings, *([f"This run was limited to {lock['limit']} rows a split."] if lock["limit"] else [])],
         history=run.history(),
         parameters=_parameters(run, lazy),
-        provenance=_provenance(run, recipe, spec, lock, command, gap),
+        provenance={**_provenance(run, recipe, spec, lock, command, gap), "notes": lock["notes"]},
     )
     write_text(folder / "posthoc.json", posthoc.to_json())
     write_text(folder / "report.json", report.to_json())
@@ -152,15 +160,17 @@ def build_report(
         n=test.n_samples,
         classes=test.classes,
         ood=tables,
-        warnings=[*data_warnings(test), *notes],
-        provenance={"aggregate": spec.aggregate, "environment": environment()},
+        warnings=data_warnings(test),
+        provenance={"notes": notes, "aggregate": spec.aggregate, "environment": environment()},
     )
 
 
 class _Lazy:
     """Predictions by split name: from earlier evaluations of the run, else made now, opening model and data only then."""
 
-    def __init__(self, run: RunDir, recipe: Recipe, log: Log, session: Session | None = None, ensemble: Ensemble | None = None) -> None:
+    def __init__(
+        self, run: RunDir, recipe: Recipe, log: Log, session: Session | None = None, ensemble: Ensemble | None = None
+    ) -> None:
         self.run, self.recipe, self.log = run, recipe, log
         self._session, self._ensemble = session, ensemble
         self.digest = file_digest(run.path / "ensemble.safetensors")
@@ -172,7 +182,9 @@ class _Lazy:
             self._session = open_session(self.recipe, self.log, limit)
             lock = read_json(self.run.path / "recipe.lock.json")
             if self._session.digest() != lock["checkpoint"]:
-                raise CheckpointError(f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.", "Restore it.")
+                raise CheckpointError(
+                    f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.", "Restore it."
+                )
         return self._session
 
     @property
@@ -267,7 +279,9 @@ def _parameters(run: RunDir, lazy: _Lazy) -> dict[str, Any]:
     }
 
 
-def _provenance(run: RunDir, recipe: Recipe, spec: EvaluateSpec, lock: dict[str, Any], command: str, gap: float | None) -> dict[str, Any]:
+def _provenance(
+    run: RunDir, recipe: Recipe, spec: EvaluateSpec, lock: dict[str, Any], command: str, gap: float | None
+) -> dict[str, Any]:
     training = read_json(run.path / "training.json")
     if gap is None:
         for folder in run.evaluations():

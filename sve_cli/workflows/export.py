@@ -14,7 +14,13 @@ from sve_cli.workflows.session import Log, open_session, run_recipe
 
 
 def export(
-    run: RunDir, targets: Sequence[str], log: Log, *, out: Path | None = None, members: Sequence[int] | None = None, command: str = ""
+    run: RunDir,
+    targets: Sequence[str],
+    log: Log,
+    *,
+    out: Path | None = None,
+    members: Sequence[int] | None = None,
+    command: str = "",
 ) -> list[tuple[Artifact, Certificate]]:
     """Write, reload in a fresh process and certify each target; what fails its certificate is removed.
 

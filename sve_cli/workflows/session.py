@@ -20,8 +20,8 @@ from sve_cli.data.load import load_data, load_samples
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
-from sve_cli.predictions import Predictions
 from sve_cli.prediction import as_predictions, predict_logits
+from sve_cli.predictions import Predictions
 from sve_cli.recipe import Recipe, load_recipe
 from sve_cli.registry import METHODS, TASKS
 from sve_cli.rundir import RunDir
@@ -181,7 +181,9 @@ def open_session(
     for note in (*data.notes, *task.notes):
         log.say(note)
     session = Session(recipe, backbone, data, task, log, limit)
-    if recipe.model.random_init or looks_random(backbone.targets(replace(recipe.method, targets="auto", exclude=[], last_blocks=None))):
+    if recipe.model.random_init or looks_random(
+        backbone.targets(replace(recipe.method, targets="auto", exclude=[], last_blocks=None))
+    ):
         log.warn("This checkpoint looks randomly initialised. The method needs pretrained weights: expect poor results.")
     return session
 

@@ -17,7 +17,7 @@ from sve_cli.samples import LazyImages
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec, SplitSpec
 
-ROWS = [("good, \"really\"\nfine", "pos"), ("2024-01-01", "neg"), ("", "neg"), ("great", "pos")] * 10
+ROWS = [('good, "really"\nfine', "pos"), ("2024-01-01", "neg"), ("", "neg"), ("great", "pos")] * 10
 
 
 def write(path: Path, rows: list[tuple[str, str]]) -> None:

@@ -54,7 +54,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
             f"Cannot write '{path}' ({error.strerror or error}).", "Check the disk, or choose another folder with --out."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # unlink itself would fail where a parent is no folder
+            temporary.unlink()
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -172,10 +172,10 @@ def test_the_best_epoch_is_kept(lab: Any) -> None:
     assert fit.steps == 12
     assert all(torch.equal(t, states[1][n]) for n, t in built.ensemble.state().items())
     assert [r["epoch"] for r in built.log.records] == [1, 2, 3, 4]
-    last, quality = lab.build("bert"), iter([1.0, 3.0, 2.0, 0.5])
-    last.trainer(TrainSpec(**spec, select="last"), validate=validate).fit()
-    assert all(torch.equal(t, last.ensemble.state()[n]) is (not n.endswith("x")) for n, t in lab.build("bert").fit(
-        epochs=4, schedule="cosine", warmup=0.06).items())  # fmt: skip
+    built, quality = lab.build("bert"), iter([1.0, 3.0, 2.0, 0.5])
+    built.trainer(TrainSpec(**spec, select="last"), validate=validate).fit()
+    assert all(torch.equal(t, states[-1][n]) for n, t in built.ensemble.state().items())
+    assert not torch.equal(states[-1]["heads.weight_MCF"], states[-3]["heads.weight_MCF"])
 
 
 def test_divergence_is_an_error(lab: Any) -> None:
@@ -196,8 +196,7 @@ def test_collapsed_members_are_named(lab: Any) -> None:
         built = lab.build("bert")
         votes = np.random.default_rng(0).normal(size=(3, 11, 3)).astype(np.float32) * spread + np.eye(3, dtype=np.float32)[0] * (1 - spread)
         built.trainer(TrainSpec(epochs=1, precision="float32"), validate=lambda m, v=votes: v).fit()
-        assert len(built.log.warnings) == warned
-    assert "collapsed" not in "".join(built.log.warnings)
+        assert len([w for w in built.log.warnings if "collapsed" in w]) == warned
 
 
 def test_a_dry_step_changes_nothing(lab: Any) -> None:

@@ -79,5 +79,11 @@ def _matches(pattern: str, names: list[str], key: str) -> list[str]:
     else:  # a full name, or the last part of it ('query', 'mlp.fc1')
         found = [n for n in names if n == pattern or n.endswith("." + pattern)]
     if not found:
-        raise SveError(f"{key}: '{pattern}' matches no layer of this network.", nearest(pattern, names[:200]))
+        raise SveError(f"{key}: '{pattern}' matches no layer of this network.", nearest(pattern, _endings(names)))
     return found
+
+
+def _endings(names: list[str]) -> list[str]:
+    """The last two parts of every name, once: what the repeated blocks have in common."""
+    ends = (".".join(n.split(".")[-2:]) for n in names if n)
+    return list(dict.fromkeys(e for e in ends if not any(part.isdigit() for part in e.split("."))))

@@ -111,7 +111,9 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
     folder_config: dict[str, Any] = {}
     if location.path is not None:
         folder_config = json.loads((location.path / "config.json").read_text(encoding="utf-8"))
-    if spec.image_size is not None:
+    architecture = folder_config.get("architecture", location.name).partition(".")[0]
+    known = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+    if spec.image_size is not None and (known is None or known.fixed_input_size):  # other networks take images of any size
         extra["img_size"] = spec.image_size
     if spec.pooling in POOLING:
         extra["global_pool"] = POOLING[spec.pooling]

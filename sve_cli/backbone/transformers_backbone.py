@@ -69,7 +69,7 @@ class SequenceClassifier(TransformersBackbone):
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         replace_module(network, self.head_name, _linear(head))
-        network.config.num_labels = len(head.weight_CF)  # type: ignore[union-attr, assignment]
+        network.config.num_labels = len(head.weight_CF)  # type: ignore[union-attr]
         network.num_labels = len(head.weight_CF)  # type: ignore[assignment]
         return network.eval()
 

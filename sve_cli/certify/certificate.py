@@ -90,9 +90,9 @@ class Certificate:
             f"Made by `{self.command}`. A fresh process reloaded this folder with {_libraries(self.versions)} and answered "
             f"{gaps.n} samples of {self.dataset}:{self.split}. {self.claim} Largest logit gap {gaps.max_logit_gap:.1e} "
             f"(allowed {self.tolerance:.0e}), mean KL {gaps.mean_kl:.1e} nats, agreement {gaps.agreement:.4f}.",
-            "",
-            *(f"- {note}" for note in self.notes),
         ]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
         if self.versus_ensemble:
             lines += ["", f"On the same {gaps.n} samples:", "", "| | accuracy | NLL | ECE |", "|---|---|---|---|"]
             for name in ("averaged", "ensemble"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,26 +39,31 @@ class Artifact:
 def write_checkpoint(ensemble: Ensemble, model: nn.Module, artifact: Artifact, what: str) -> Artifact:
     """Write a plain network as a complete checkpoint, with its card."""
     ensemble.backbone.save(model, artifact.path, ensemble.classes)
-    (artifact.path / CARD).write_text(card(ensemble, artifact, what), encoding="utf-8")
+    path = artifact.path / CARD
+    path.write_text(card(ensemble, artifact, what), encoding="utf-8")
+    for written in artifact.path.rglob("*"):
+        if written.is_file():
+            shutil.copymode(path, written)  # safetensors makes files that only their owner reads
     return artifact
 
 
 def card(ensemble: Ensemble, artifact: Artifact, what: str) -> str:
     """The model card: what this is, what it is not, how to load it."""
     name = ensemble.backbone.spec.name
-    base = f'"{Path(name).name}"' if Path(name).expanduser().exists() else f'"{name}"'  # a local path is nobody else's business
+    local = Path(name).expanduser().exists()
+    base = Path(name).name if local else name  # where a folder lies here is nobody else's business
+    metadata = f"library_name: {ensemble.backbone.library}" + ("" if local or "/" not in name else f"\nbase_model: {name}")
     shown = ", ".join(ensemble.classes[:20]) + (f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else "")
     code = usage(ensemble.backbone)
     return f"""---
-library_name: {ensemble.backbone.library}
-base_model: {base}
+{metadata}
 ---
 
 # {artifact.path.name}
 
 {what}
 
-Made from the checkpoint {base} with {ensemble.n_members} members. Classes: {shown}.
+Made from the checkpoint `{base}` with {ensemble.n_members} members. Classes: {shown}.
 
 ## How to load it
 

@@ -88,7 +88,8 @@ def evaluate_checkpoint(recipe: Recipe, log: Log, ood: Sequence[str] = (), limit
     test = session.predict(ensemble, "test", session.digest())
     others = [session.predict(ensemble, name, session.digest()) for name in ood]
     title = f"{recipe.model.name} as it is on {recipe.data.name}"
-    return build_report(title, test, others, recipe.evaluate, Posthoc(), None, recipe.seed, list(session.data.notes))
+    report = build_report(title, test, others, recipe.evaluate, Posthoc(), None, recipe.seed, list(session.data.notes))
+    return replace(report, warnings=[*report.warnings, *_limited(limit)])
 
 
 def evaluate_predictions(stem: Path, spec: EvaluateSpec, ood: Sequence[Path] = (), seed: int = 0) -> Report:
@@ -118,7 +119,7 @@ def _evaluate(
     report = build_report(title, wanted["test"], [wanted[n] for n in ood], spec, posthoc, before, recipe.seed, lock["notes"])
     report = replace(
         report,
-        warnings=[*report.warnings, *([f"This run was limited to {lock['limit']} rows a split."] if lock["limit"] else [])],
+        warnings=[*report.warnings, *_limited(lock["limit"])],
         history=run.history(),
         parameters=_parameters(run, lazy),
         provenance={**_provenance(run, recipe, spec, lock, command, gap), "notes": lock["notes"]},
@@ -130,6 +131,10 @@ def _evaluate(
     files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
     seal(folder, files)
     return report
+
+
+def _limited(limit: int | None) -> list[str]:
+    return [f"Limited to {limit} rows a split: not comparable with full runs."] if limit else []
 
 
 def fit_posthoc(validation: Predictions, spec: EvaluateSpec, seed: int) -> Posthoc:
@@ -307,8 +312,7 @@ def checkpoint_recipe(model: str, data: str, task: str | None, overrides: Sequen
     values: dict[str, Any] = {
         "model": {"name": model}, "data": {"name": name}, "task": {"name": task}, "method": {"name": "heads_only", "members": 1},
     }  # fmt: skip
-    if split:
-        values["data"]["splits"] = {"test": split}
+    values["data"]["splits"] = {"validation": None, "test": split or "test"}  # only the test split is read
     return resolve_dict(values, "command line", overrides)
 
 

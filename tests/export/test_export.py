@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,8 @@ def test_every_target_is_certified(make: Make, tmp_path: Path, kind: str) -> Non
         stored = json.loads((artifact.path / "certificate.json").read_text())
         assert stored == json.loads(json.dumps(certificate.to_json())) and stored["command"] == "sve export RUN"
         assert stored["files"].keys() >= {"config.json", "model.safetensors"}
+        modes = {p.stat().st_mode for p in artifact.path.rglob("*") if p.is_file()}
+        assert len(modes) == 1  # who reads the card reads the weights
         text = (artifact.path / "README.md").read_text()
         assert "not the ensemble" in text and "## Certificate" in text and str(tmp_path) not in text
     beside = results[2][1].versus_ensemble
@@ -93,7 +96,9 @@ def test_sequence_classifier_loads_plainly(make: Make, tmp_path: Path) -> None:
     assert model.config.id2label == {0: "negative", 1: "neutral", 2: "very positive"}
 
 
-@pytest.mark.parametrize(("kind", "keys"), [("vit", {}), ("vit", {"image_size": 64}), ("resnet", {"method": "single"})])
+@pytest.mark.parametrize(
+    ("kind", "keys"), [("vit", {}), ("vit", {"image_size": 64}), ("resnet", {"method": "single", "image_size": 64})]
+)
 def test_timm_folder_loads_plainly(make: Make, tmp_path: Path, kind: str, keys: dict[str, Any]) -> None:
     case = make(kind, **keys)
     export(case, tmp_path / "out", members=[0])
@@ -349,6 +354,22 @@ def test_fresh_process(make: Make, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["bert_mean", "bert_pairs", "vit", "resnet", "llama"])
 def test_fresh_process_of_every_kind(make: Make, tmp_path: Path, kind: str) -> None:
     assert len(export(make(kind), tmp_path / "out", ("merged", "averaged"), reload=in_fresh_process)) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bert", "bert_mean", "vit", "llama"])
+def test_the_code_of_the_card_runs(make: Make, tmp_path: Path, kind: str) -> None:
+    case = make(kind)
+    export(case, tmp_path / "out", members=[0])
+    folder = tmp_path / "out" / "member-0"
+    code = (folder / "README.md").read_text().partition("```python\n")[2].partition("```")[0].replace("FOLDER", str(folder))
+    if kind == "vit":
+        Image.open(io.BytesIO(case.samples.inputs["image"][0])).save(tmp_path / "image.png")
+    if kind == "llama":
+        code = f"prompt = 'Is it?'\n{code}\nprint(len(logits) == {len(case.ensemble.backbone.transform)})"
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in (["True"] if kind == "llama" else case.samples.classes)
 
 
 @pytest.mark.slow

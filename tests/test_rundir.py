@@ -1,0 +1,126 @@
+"""One run, one folder: atomic writes, seals, the newest run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from sve_cli.errors import SveError
+from sve_cli.rundir import RunDir, atomic_path, check_seal, is_complete, read_json, runs_root, seal, write_json, write_text
+
+
+def make_run(root: Path, name: str, age: float, complete: bool = True) -> RunDir:
+    run = RunDir.create(root / name, name, "d" * 64, exact=True)
+    write_text(run.path / "recipe.yaml", "seed: 0\n")
+    os.utime(run.path / "recipe.yaml", (1e9 - age, 1e9 - age))
+    if complete:
+        seal(run.path, ["recipe.yaml"])
+    return run
+
+
+def test_a_file_is_old_or_new_and_never_half(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "a.json"
+    write_json(path, {"x": 1})
+    with pytest.raises(KeyboardInterrupt), atomic_path(path) as temporary:
+        temporary.write_text("half", encoding="utf-8")
+        raise KeyboardInterrupt
+    assert read_json(path) == {"x": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_refusing_disk_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    with pytest.raises(SveError, match=r"Cannot write .*/file/a\.txt.*--out"):
+        write_text(tmp_path / "file" / "a.txt", "x")
+    with pytest.raises(SveError, match="Cannot create"):
+        RunDir.create(tmp_path / "file" / "run", "r", "d" * 64, exact=True)
+    with pytest.raises(SveError, match="Cannot read"):
+        read_json(tmp_path / "absent.json")
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    with pytest.raises(SveError, match=r"Cannot read .*broken\.json"):
+        read_json(tmp_path / "broken.json")
+
+
+def test_a_seal_notices_every_change(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0, complete=False)
+    with pytest.raises(SveError, match="not complete.*--resume"):
+        check_seal(run.path)
+    write_text(run.path / "history.jsonl", "{}\n")
+    seal(run.path, ["recipe.yaml", "history.jsonl"])
+    assert is_complete(run.path)
+    check_seal(run.path)
+    write_text(run.path / "notes.txt", "not covered")
+    check_seal(run.path)
+    write_text(run.path / "recipe.yaml", "seed: 1\n")
+    with pytest.raises(SveError, match=r"recipe\.yaml' is missing or was changed"):
+        check_seal(run.path)
+    write_text(run.path / "recipe.yaml", "seed: 0\n")
+    check_seal(run.path)
+    (run.path / "history.jsonl").unlink()
+    with pytest.raises(SveError, match=r"history\.jsonl"):
+        check_seal(run.path)
+
+
+def test_the_name_says_recipe_time_and_digest(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "digits", "0123456789abcdef")
+    assert run.path.parent == tmp_path
+    name, stamp, short = run.path.name.rsplit("-", 2)
+    assert (name, short) == ("digits", "01234567")
+    assert stamp[8] == "T"
+    assert stamp.endswith("Z")
+    assert (run.path / "checkpoints").is_dir()
+
+
+def test_an_existing_folder_is_not_lost(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0)
+    with pytest.raises(SveError, match="exists and is not empty.*--overwrite"):
+        RunDir.create(run.path, "a", "d" * 64, exact=True)
+    assert (run.path / "recipe.yaml").is_file()
+    again = RunDir.create(run.path, "a", "d" * 64, exact=True, overwrite=True)
+    assert not (again.path / "recipe.yaml").exists()
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter").write_text("x", encoding="utf-8")
+    with pytest.raises(SveError, match="is not a run, so it is not overwritten"):
+        RunDir.create(precious, "a", "d" * 64, exact=True, overwrite=True)
+    assert (precious / "chapter").is_file()
+    (tmp_path / "empty").mkdir()
+    RunDir.create(tmp_path / "empty", "a", "d" * 64, exact=True)
+
+
+def test_the_newest_run_of_each_kind(tmp_path: Path) -> None:
+    for name, age, complete in (("old", 300, True), ("new", 200, True), ("dead", 100, False), ("older-dead", 400, False)):
+        make_run(tmp_path, name, age, complete)
+    assert RunDir.newest(tmp_path).path.name == "new"
+    assert RunDir.newest(tmp_path, complete=False).path.name == "dead"
+    assert RunDir.open(tmp_path / "old").complete
+    assert not RunDir.open(tmp_path / "dead").complete
+    for complete, kind in ((True, "complete"), (False, "unfinished")):
+        with pytest.raises(SveError, match=f"no {kind} run"):
+            RunDir.newest(tmp_path / "nowhere", complete)
+    with pytest.raises(SveError, match="no run at"):
+        RunDir.open(tmp_path)
+
+
+def test_history_and_evaluations(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "a", 0)
+    assert run.history() == []
+    write_text(run.history_path, json.dumps({"epoch": 1}) + "\n\n" + json.dumps({"epoch": 2}) + "\n")
+    assert [h["epoch"] for h in run.history()] == [1, 2]
+    for k, name in enumerate(("first", "second", "unfinished")):
+        write_text(run.path / "evaluations" / name / "report.json", "{}")
+        if name != "unfinished":
+            seal(run.path / "evaluations" / name, ["report.json"])
+            os.utime(run.path / "evaluations" / name / "COMPLETE", (1e9 + k, 1e9 + k))
+    assert [p.name for p in run.evaluations()] == ["second", "first"]
+
+
+def test_where_runs_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SVE_RUNS_DIR", raising=False)
+    assert runs_root() == Path("runs")
+    monkeypatch.setenv("SVE_RUNS_DIR", str(tmp_path))
+    assert runs_root() == tmp_path
+    assert runs_root(tmp_path / "x") == tmp_path / "x"

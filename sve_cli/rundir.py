@@ -178,7 +178,10 @@ class RunDir:
         """One dict per line of history.jsonl."""
         if not self.history_path.is_file():
             return []
-        return [json.loads(line) for line in self.history_path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line for line in self.history_path.read_text(encoding="utf-8").splitlines(keepends=True) if line.strip()]
+        if lines and not lines[-1].endswith("\n"):
+            lines.pop()  # torn by a kill; the resumed run writes it again
+        return [json.loads(line) for line in lines]
 
     def evaluations(self) -> list[Path]:
         """Finished evaluations, newest first."""

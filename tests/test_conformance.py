@@ -100,7 +100,7 @@ def test_the_seed_decides_the_start(lab: Any, method: str, network: str) -> None
     assert changed == {n for n in first if not n.startswith("network.") and n != "heads.bias_MC"}
 
 
-@everywhere
+@some_networks
 def test_members_differ(lab: Any, method: str, network: str) -> None:
     built = lab.build(network, method, task={"head": "new"})
     logits_MNC = built.logits()
@@ -109,7 +109,7 @@ def test_members_differ(lab: Any, method: str, network: str) -> None:
             assert np.abs(logits_MNC[a] - logits_MNC[b]).max() > 1e-4
 
 
-@everywhere
+@some_networks
 def test_state_goes_round_and_nothing_is_made_up(lab: Any, method: str, network: str) -> None:
     trained = lab.build(network, method)
     state = trained.fit()
@@ -148,7 +148,7 @@ def test_some_members_are_a_slice_of_all(lab: Any, method: str, network: str) ->
         torch.testing.assert_close(built.training_logits(chosen), built.training_logits()[chosen], atol=2e-5, rtol=0)
 
 
-@everywhere
+@some_networks
 def test_one_member_is_legal(lab: Any, method: str, network: str) -> None:
     built = lab.build(network, method, members=1)
     before = built.logits()

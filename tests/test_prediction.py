@@ -36,7 +36,9 @@ def test_features_are_the_inputs_of_the_heads(lab: Any) -> None:
         built = lab.build("bert", method)
         logits_MNC, features_MNF = predict_logits(built.ensemble, built.test, 4, keep_features=True)
         heads = built.ensemble.heads
-        expected = torch.bmm(torch.from_numpy(features_MNF), heads.weight_MCF.detach().transpose(1, 2)) + heads.bias_MC.detach().unsqueeze(1)
+        expected = torch.bmm(
+            torch.from_numpy(features_MNF), heads.weight_MCF.detach().transpose(1, 2)
+        ) + heads.bias_MC.detach().unsqueeze(1)
         np.testing.assert_allclose(logits_MNC, expected.numpy(), atol=1e-5)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -95,7 +96,7 @@ def load_causal_lm(location: Location, spec: ModelSpec) -> CausalLM:
         config = AutoConfig.from_pretrained(name, **arguments)
         network = _open(AutoModelForCausalLM, name, spec, config, arguments)[0]
         tokenizer = load_tokenizer(name, spec)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         raise CheckpointError(
             f"transformers cannot open '{spec.name}' as a causal language model: {first}",

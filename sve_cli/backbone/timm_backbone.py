@@ -121,6 +121,8 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
         raise CheckpointError("model.pooling: 'last' makes no sense for images.", "Use native, cls or mean.")
     name = f"local-dir:{location.path}" if location.path else location.name
     pretrained = not spec.random_init and not build_only and location.file is None
+    if spec.random_init:
+        torch.manual_seed(0)  # the same random network every time, so that a run can be resumed and evaluated
     try:
         network = timm.create_model(name, pretrained=pretrained, **extra)
         if location.file is not None and not build_only:

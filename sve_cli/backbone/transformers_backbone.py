@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
@@ -210,7 +211,7 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
         network, missing = _open(AutoModelForSequenceClassification, name, spec, config, arguments)
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         raise CheckpointError(
             f"transformers cannot open '{spec.name}': {first}",

@@ -151,8 +151,25 @@ def _trainer(
     def validate(members: Sequence[int]) -> np.ndarray:
         return predict_logits(ensemble, validation, recipe.evaluate.batch_size, members, session.device)[0]
 
+    def features() -> np.ndarray:
+        found = predict_logits(ensemble, train_split, recipe.evaluate.batch_size, [0], session.device, keep_features=True)[1]
+        assert found is not None
+        return found[0]
+
     watcher = loop_log or _LoopLog(None, log, advance, 0)
-    return training.Trainer(ensemble, train_split, validation, validate, recipe.train, lr, recipe.seed, watcher, checkpointer)
+    frozen = ensemble.shares_features and not train_split.augments  # nothing before the heads changes: compute it once
+    return training.Trainer(
+        ensemble,
+        train_split,
+        validation,
+        validate,
+        recipe.train,
+        lr,
+        recipe.seed,
+        watcher,
+        checkpointer,
+        features if frozen else None,
+    )
 
 
 class _LoopLog:

@@ -46,7 +46,9 @@ def test_conv2d(kind: str) -> None:
     check(require_view("c", nn.Conv2d(3, 4, **CONVOLUTIONS[kind])), torch.randn(4, 3, 9, 8))
 
 
-@pytest.mark.parametrize(("side", "stride", "kernel", "dilation"), [(9, 2, 3, 1), (8, 2, 3, 1), (7, 1, 5, 1), (8, 3, 3, 2), (8, 2, 2, 1)])
+@pytest.mark.parametrize(
+    ("side", "stride", "kernel", "dilation"), [(9, 2, 3, 1), (8, 2, 3, 1), (7, 1, 5, 1), (8, 3, 3, 2), (8, 2, 2, 1)]
+)
 def test_conv_with_tensorflow_padding(side: int, stride: int, kernel: int, dilation: int) -> None:
     torch.manual_seed(0)
     check(require_view("c", Conv2dSame(3, 4, kernel, stride=stride, dilation=dilation)), torch.randn(4, 3, side, side + 1))
@@ -67,7 +69,8 @@ def test_linear_and_conv1d_are_out_by_in() -> None:
     ("layer", "said"),
     [
         (nn.Conv2d(4, 8, 3, groups=2), "a grouped convolution"), (nn.Conv2d(4, 8, 3, groups=4), "a depthwise convolution"),
-        (nn.Conv1d(4, 8, 3), "a Conv1d"), (nn.LayerNorm(4), "a LayerNorm, which has no weight matrix"), (nn.Bilinear(2, 2, 2), "a Bilinear"),
+        (nn.Conv1d(4, 8, 3), "a Conv1d"), (nn.LayerNorm(4), "a LayerNorm, which has no weight matrix"),
+        (nn.Bilinear(2, 2, 2), "a Bilinear"),
     ],
 )  # fmt: skip
 def test_other_layers_are_refused_by_name(layer: nn.Module, said: str) -> None:

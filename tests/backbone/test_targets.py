@@ -19,11 +19,26 @@ PARTS = {
     "vit": ("blocks.{}.", ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]),
     "bert": (
         "bert.encoder.layer.{}.",
-        ["attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense", "intermediate.dense", "output.dense"],
+        [
+            "attention.self.query",
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        ],
     ),
     "llama": (
         "model.layers.{}.",
-        ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"],
+        [
+            "self_attn.q_proj",
+            "self_attn.k_proj",
+            "self_attn.v_proj",
+            "self_attn.o_proj",
+            "mlp.gate_proj",
+            "mlp.up_proj",
+            "mlp.down_proj",
+        ],
     ),
     "gpt2": ("transformer.h.{}.", ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]),
 }
@@ -41,9 +56,10 @@ def test_auto_is_attention_and_mlp_of_every_block(lab: Any, network: str) -> Non
     assert sorted(names(lab, network)) == sorted(auto)
     assert sorted(names(lab, network, last_blocks=1)) == sorted(n for n in auto if block.format(1) in n)
     assert sorted(names(lab, network, targets="all-linear")) == sorted(auto + OUTSIDE[network])
-    assert names(lab, network, targets=[parts[-1]], exclude=["re:\\.0\\."]) == [block.format(1) + parts[-1]]
+    assert names(lab, network, targets=[parts[0]], exclude=["re:\\.0\\."]) == [block.format(1) + parts[0]]
     assert names(lab, network, targets=[auto[2], parts[0]], last_blocks=1) == [block.format(1) + parts[0]]
-    assert sorted(names(lab, network, targets="re:" + "|".join(p.replace(".", r"\.") + "$" for p in parts), exclude=OUTSIDE[network])) == sorted(auto)
+    pattern = "re:" + "|".join(p.replace(".", r"\.") + "$" for p in parts)
+    assert sorted(names(lab, network, targets=pattern, exclude=OUTSIDE[network])) == sorted(auto)
 
 
 def test_auto_on_a_convolutional_network(lab: Any) -> None:
@@ -118,7 +134,8 @@ def test_a_shared_layer_is_one_target_and_swapped_in_both_places() -> None:
 @pytest.mark.parametrize(
     ("name", "block"),
     [
-        ("encoder.layer.3.output.dense", "encoder.layer.3"), ("stages.0.blocks.1.mlp.fc1", "stages.0.blocks.1"), ("layer2.0.conv1", "layer2.0"),
+        ("encoder.layer.3.output.dense", "encoder.layer.3"), ("stages.0.blocks.1.mlp.fc1", "stages.0.blocks.1"), 
+        ("layer2.0.conv1", "layer2.0"),
         ("transformer.h.11.attn.c_attn", "transformer.h.11"), ("patch_embed.proj", None), ("classifier.0", None), ("fc", None),
     ],
 )  # fmt: skip

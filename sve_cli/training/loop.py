@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -22,9 +22,7 @@ from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, 
 from sve_cli.errors import DivergenceError
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, masked_logits, tensor_to
-
-POOL = 64  # batches per bucketing pool: enough to pad little, few enough to keep batches random
-
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_epochs, training_precision
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
 
@@ -60,56 +58,6 @@ class Fit:
     best: list[dict[str, Any]]
 
 
-def epoch_batches(encoded: Encoded, batch_size: int, seed: int, member: int | str, epoch: int) -> list[np.ndarray]:
-    """One member's batches of one epoch: each sample once, similar lengths together.
-
-    A random permutation is cut into pools of 64 batches; inside a pool samples are sorted by length with random ties and cut
-    into batches. Batch k has the same length rank for every member, so that members' batches stacked at a step pad little;
-    the order of the batches is the same for all members and random.
-    """
-    n = len(encoded)
-    order = torch.randperm(n, generator=keyed_generator(seed, "order", member, epoch)).numpy()
-    if encoded.lengths_N is None:
-        return [order[i : i + batch_size] for i in range(0, n, batch_size)]
-    batches: list[np.ndarray] = []
-    for start in range(0, n, POOL * batch_size):
-        pool = order[start : start + POOL * batch_size]
-        pool = pool[np.argsort(encoded.lengths_N[pool], kind="stable")]  # ties keep their random order
-        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
-    shuffle = torch.randperm(len(batches), generator=keyed_generator(seed, "batches", epoch)).tolist()
-    return [batches[i] for i in shuffle]
-
-
-def round_epochs(spec: TrainSpec, r: Round) -> int:
-    """Epochs of one round: its share of `train.epochs`, at least one unless that is 0."""
-    return max(round(spec.epochs * r.epochs_share), 1) if spec.epochs else 0
-
-
-def learning_rate_factor(step: int, total: int, spec: TrainSpec) -> float:
-    """Warm-up, then cosine, linear or constant; in (0, 1]."""
-    warm = round(spec.warmup * total)
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    if spec.schedule == "constant":
-        return 1.0
-    share = (step - warm) / max(total - warm, 1)
-    return 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1 - share
-
-
-def training_precision(spec: TrainSpec, device: torch.device) -> torch.dtype:
-    """The dtype matrix products run in. auto: bfloat16 where the hardware multiplies it faster (measured once, 2 ms)."""
-    if spec.precision != "auto":
-        return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AMX" or _amx() else torch.float32
-
-
-def _amx() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(probe()) if probe else False
-
-
 class Trainer:
     """One call of `fit`: the state that a checkpoint holds and the steps that change it."""
 
@@ -124,9 +72,12 @@ class Trainer:
         seed: int,
         log: Log,
         checkpointer: Checkpointer,
+        features: Callable[[], np.ndarray] | None = None,
     ) -> None:
+        """`features`: makes the training split's features (N, F) once, for methods that train nothing but heads."""
         self.ensemble, self.train, self.validation, self.validate = ensemble, train, validation, validate
         self.spec, self.lr, self.seed, self.log, self.checkpointer = spec, lr, seed, log, checkpointer
+        self.features, self.features_NF = features, cast("Tensor | None", None)
         self.device = next(ensemble.network.parameters()).device
         self.dtype = training_precision(spec, self.device)
         self.class_weights_C = self._class_weights()
@@ -268,20 +219,10 @@ class Trainer:
     def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
         """Each member's mean cross-entropy (M,)."""
         stacked = np.concatenate(part)
-        if self.train.augments:  # each member's own draw, whether members run batched or one by one
-            names = members if len(part) > 1 or self.ensemble.member_batches == "independent" else ("all",)
-            drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names, strict=True)]
-            inputs = {k: torch.cat([d[k] for d in drawn]) for k in drawn[0]}
-        else:
-            inputs = self.train.batch(stacked)
-        inputs = tensor_to(inputs, self.device)
         labels = torch.from_numpy(self.train.labels_N[stacked]).to(self.device)
         mask = None if self.train.mask_NC is None else torch.from_numpy(self.train.mask_NC[stacked]).to(self.device)
         per_member = len(part) > 1
-        if per_member:
-            inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC.float()
+        logits_MBC = self._logits(members, part, key).float()
         m, b, c = logits_MBC.shape
         if not per_member and m > 1:
             labels, mask = labels.repeat(m), None if mask is None else mask.repeat(m, 1)
@@ -294,6 +235,32 @@ class Trainer:
             uniform = -torch.where(live, log_probs, torch.zeros(())).sum(-1) / live.sum(-1)
             loss = (1 - smoothing) * loss + smoothing * uniform
         return loss.reshape(m, b).mean(1)
+
+    def _logits(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
+        """Logits (M, B, C) of these members, each on its own part of the rows, or all on the one part given."""
+        stacked = np.concatenate(part)
+        if self.features is not None:
+            features_NF = self._features()
+            features_MBF = features_NF[torch.from_numpy(stacked)].reshape(len(part), -1, features_NF.shape[1])
+            return self.ensemble.heads(features_MBF.expand(len(members), -1, -1), members)
+        if self.train.augments:  # each member's own draw, whether members run batched or one by one
+            names = members if len(part) > 1 or self.ensemble.member_batches == "independent" else ("all",)
+            drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names, strict=True)]
+            inputs = {k: torch.cat([d[k] for d in drawn]) for k in drawn[0]}
+        else:
+            inputs = self.train.batch(stacked)
+        inputs = tensor_to(inputs, self.device)
+        per_member = len(part) > 1
+        if per_member:
+            inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            return self.ensemble(inputs, members, per_member=per_member).logits_MBC
+
+    def _features(self) -> Tensor:
+        assert self.features is not None
+        if self.features_NF is None:
+            self.features_NF = torch.from_numpy(self.features()).to(self.device)
+        return self.features_NF
 
     def _clip(self, r: Round) -> None:
         """Clip each member's gradient norm to `train.clip`."""
@@ -398,10 +365,3 @@ class Trainer:
                 state.setdefault(int(index), {})[key] = tensor
         current = self.optimiser.state_dict()
         self.optimiser.load_state_dict({"state": state, "param_groups": current["param_groups"]})
-
-
-def mean_nll(logits_MNC: Tensor, labels_N: Tensor, mask_NC: Tensor | None) -> float:
-    """NLL of the members' mean probability, float64; what selection looks at."""
-    log_probs = torch.log_softmax(masked_logits(logits_MNC.double(), mask_NC), dim=-1)
-    mean_NC = torch.logsumexp(log_probs, dim=0) - math.log(len(logits_MNC))
-    return float(-mean_NC.gather(1, labels_N.unsqueeze(1)).mean())

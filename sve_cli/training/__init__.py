@@ -1,0 +1,18 @@
+"""The only optimisation loop, for every method."""
+
+from __future__ import annotations
+
+from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_epochs, training_precision
+
+__all__ = [
+    "Checkpointer",
+    "Fit",
+    "Log",
+    "Trainer",
+    "epoch_batches",
+    "learning_rate_factor",
+    "mean_nll",
+    "round_epochs",
+    "training_precision",
+]

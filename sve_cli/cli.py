@@ -5,6 +5,7 @@ Imports nothing heavy: `sve --help` loads no torch.
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -22,9 +23,11 @@ from sve_cli.commands.ood import ood
 from sve_cli.commands.recipes import recipes_app
 from sve_cli.commands.train import train
 from sve_cli.console import Console
-from sve_cli.errors import EXIT_CRASH, EXIT_OK, SveError
+from sve_cli.errors import EXIT_CRASH, EXIT_OK, EXIT_USER, SveError
 
 DEBUG = "SVE_DEBUG"
+EXIT_INTERRUPTED = 130  # typer returns this number for Ctrl-C, and says nothing
+EXIT_TERMINATED = 143
 
 app = typer.Typer(
     name="sve",
@@ -32,6 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich's help costs a tenth of a second of every command
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(decompose)
@@ -80,15 +84,14 @@ def run(arguments: list[str]) -> int:
     console = Console()
     try:
         code = app(arguments, standalone_mode=False)
-        return code if isinstance(code, int) else EXIT_OK
+        return _interrupted(console) if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        console.error("Interrupted.", "An unfinished run goes on with: sve train --resume")
-        return 130
+        return _interrupted(console)
     except _Terminated:
-        console.error("Terminated.", "An unfinished run goes on with: sve train --resume")
-        return 143
+        console.error("Terminated.", "An unfinished training run goes on with: sve train --resume")
+        return EXIT_TERMINATED
     except SveError as error:
         if _debug():
             traceback.print_exc()
@@ -98,6 +101,11 @@ def run(arguments: list[str]) -> int:
         return _crashed(error, console)
 
 
+def _interrupted(console: Console) -> int:
+    console.error("Interrupted.", "An unfinished training run goes on with: sve train --resume")
+    return EXIT_INTERRUPTED
+
+
 def _crashed(error: Exception, console: Console) -> int:
     show = getattr(error, "show", None)  # usage errors of typer's own parser know how to show themselves
     if callable(show):
@@ -105,10 +113,30 @@ def _crashed(error: Exception, console: Console) -> int:
         return int(getattr(error, "exit_code", 2))
     if _debug():
         traceback.print_exc()
+    if told := _of_the_machine(error):
+        console.error(*told)
+        return EXIT_USER
     console.error(
         f"This is a bug: {type(error).__name__}: {error}", f"Run again with --debug (or {DEBUG}=1) and report the traceback."
     )
     return EXIT_CRASH
+
+
+def _of_the_machine(error: Exception) -> tuple[str, str] | None:
+    """(what, what to do) of a full disk or too little memory, wherever it was met; those are no bugs."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+        where = f" '{error.filename}'" if error.filename else ""
+        return (
+            f"Cannot write or read{where}: {error.strerror}.",
+            "Free some disk or change the permissions, then: sve train --resume",
+        )
+    names = {cls.__name__ for cls in type(error).__mro__}  # torch's class has a name here, so that torch is not imported
+    if names & {"MemoryError", "OutOfMemoryError"} or "DefaultCPUAllocator: can't allocate memory" in str(error):
+        smaller = (
+            "Lower train.batch_size and evaluate.batch_size, raise train.accumulation, or set train.member_execution: sequential."
+        )
+        return "There is not enough memory.", smaller
+    return None
 
 
 def _debug() -> bool:

@@ -114,7 +114,8 @@ class MemberHeads(nn.Module):
     def forward(self, features_MBF: Tensor, members: Sequence[int]) -> Tensor:
         index = list(members)
         weight_MCF = self.weight_MCF[index]
-        logits_MBC = torch.bmm(features_MBF.float(), weight_MCF.transpose(1, 2))
+        with torch.autocast(features_MBF.device.type, enabled=False):  # heads stay float32, whatever the network runs in
+            logits_MBC = torch.bmm(features_MBF.float(), weight_MCF.transpose(1, 2))
         return logits_MBC if self.bias_MC is None else logits_MBC + self.bias_MC[index].unsqueeze(1)
 
     def head(self, member: int, classes: list[str]) -> Head:

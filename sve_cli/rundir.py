@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from sve_cli.errors import SveError
 
 COMPLETE = "COMPLETE"
@@ -49,9 +51,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise SveError(
-            f"Cannot write '{path}' ({error.strerror or error}).", "Check the disk, or choose another folder with --out."
+            f"Cannot write '{path}' ({getattr(error, 'strerror', None) or error}).",
+            "Check the disk, or choose another folder with --out.",
         ) from error
     finally:
         if temporary.exists():  # unlink itself would fail where a parent is no folder
@@ -123,6 +126,22 @@ class RunDir:
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         path = root if exact else root / f"{name}-{stamp}-{digest[:8]}"
+        RunDir.require_free(path, overwrite)
+        try:
+            if path.exists():  # empty, or a run that may be overwritten
+                shutil.rmtree(path)
+            (path / "checkpoints").mkdir(parents=True)
+        except OSError as error:
+            raise SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
+        return RunDir(path)
+
+    @staticmethod
+    def require_free(path: Path, overwrite: bool = False) -> None:
+        """Check that a run can be made at `path`, without touching anything.
+
+        Raises:
+            SveError: something is there already, or the place cannot be written to.
+        """
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not overwrite:
                 raise SveError(
@@ -130,12 +149,10 @@ class RunDir:
                 )
             if not (path / "recipe.yaml").is_file():
                 raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")
-            shutil.rmtree(path)
-        try:
-            (path / "checkpoints").mkdir(parents=True)
-        except OSError as error:
-            raise SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
-        return RunDir(path)
+        above = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            reason = "it cannot be written to" if above.is_dir() else "it is not a folder"
+            raise SveError(f"Cannot create '{path}': '{above}' is in the way, {reason}.", "Choose another folder with --out.")
 
     @staticmethod
     def open(path: Path) -> RunDir:

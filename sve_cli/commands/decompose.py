@@ -42,8 +42,15 @@ def decompose(
     if last_blocks is not None:
         method = replace(method, last_blocks=last_blocks)
     from sve_cli.workflows.decompose import decompose as decompose_layers
+    from sve_cli.workflows.decompose import plan as plan_layers
 
-    results, store = decompose_layers(model, method, task, console, plan)
+    if plan:
+        layers = plan_layers(model, method, task)
+        console.table("Layers", ["layer", "shape", "rank"], [[name, f"{o} x {i}", min(o, i)] for name, (o, i) in layers])
+        if as_json:
+            console.json([{"layer": name, "shape": shape, "rank": min(shape)} for name, shape in layers])
+        return
+    results, store = decompose_layers(model, method, task, console)
     rows = [
         [
             name,
@@ -56,8 +63,7 @@ def decompose(
         ]
         for name, s, hit in results
     ]
-    if not plan:
-        console.table("Factors", ["layer", "shape", "rank", "energy in top 10 %", "condition", "near-equal", "seconds"], rows)
-        console.say(f"{len(results)} layers: {store.computed} decomposed, {store.hits} already in {store.folder}.")
+    console.table("Factors", ["layer", "shape", "rank", "energy in top 10 %", "condition", "near-equal", "seconds"], rows)
+    console.say(f"{len(results)} layers: {store.computed} decomposed, {store.hits} already in {store.folder}.")
     if as_json:
         console.json([{"layer": name, "statistics": s, "stored": hit} for name, s, hit in results])

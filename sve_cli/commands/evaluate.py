@@ -35,6 +35,9 @@ def evaluate(
         raise SveError(f"{' and '.join(sources)} are different things to evaluate.", "Name one of them.")
     if (model is None) != (data is None):
         raise SveError("--model and --data go together.", "Write: sve evaluate --model NAME --data NAME")
+    for option, given in (("--task", task), ("--set", set_), ("--limit", limit)):
+        if given is not None and model is None:
+            raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
     changes: dict[str, Any] = {
         k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap)) if v is not None
     }

@@ -27,16 +27,22 @@ def list_recipes(as_json: Json = False) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: Name) -> None:
+def show_recipe(name: Name, as_json: Json = False) -> None:
     """Print a shipped recipe."""
     from sve_cli.recipe import recipe_text
 
-    typer.echo(recipe_text(name), nl=False)
+    text = recipe_text(name)
+    if as_json:
+        Console(json_mode=True).json({"name": name, "text": text})
+    else:
+        typer.echo(text, nl=False)
 
 
 @recipes_app.command("copy")
 def copy_recipe(
-    name: Name, to: Annotated[Path | None, typer.Argument(help="File or folder; default: ./<name>.yaml.")] = None
+    name: Name,
+    to: Annotated[Path | None, typer.Argument(help="File or folder; default: ./<name>.yaml.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Copy a shipped recipe, to change it."""
     from sve_cli.errors import SveError
@@ -48,12 +54,15 @@ def copy_recipe(
     if target.exists():
         raise SveError(f"'{target}' exists already.", "Name another file.")
     write_text(target, text)
-    Console().say(f"Wrote {target}; train it with: sve train {target}")
+    console = Console(json_mode=as_json)
+    console.say(f"Wrote {target}; train it with: sve train {target}")
+    if as_json:
+        console.json({"name": name, "file": target})
 
 
 @recipes_app.command("schema")
-def schema() -> None:
-    """Print the JSON schema of recipes, for editors."""
+def schema(as_json: Json = True) -> None:
+    """Print the JSON schema of recipes, for editors. It is JSON with and without --json."""
     from sve_cli.recipe.schema import recipe_schema
 
     Console(json_mode=True).json(recipe_schema())

@@ -49,7 +49,7 @@ def train(
     from sve_cli.workflows.train import train as run_training
 
     if dry_run:
-        _show_plan(plan_run(loaded, console, limit), console)
+        _show_plan(plan_run(loaded, console, limit, out, overwrite), console)
         return
     done, report = run_training(loaded, console, out=out, resume=run, limit=limit, overwrite=overwrite, command=command_line())
     latest = done.evaluations()[0]

@@ -126,7 +126,6 @@ class TrainSpec:
     checkpoint_minutes: float = doc(
         "Minutes between checkpoints inside an epoch (one is also written after each epoch).", 5.0, low=0.0
     )
-    compile: bool = doc("torch.compile the backbone.", False)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sve_cli.ensemble import Ensemble
-from sve_cli.errors import CheckpointError, DataError, SveError
+from sve_cli.errors import CheckpointError, SveError
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.temperature import fit_temperature
 from sve_cli.predictions import Predictions
@@ -24,7 +24,7 @@ from sve_cli.report import Report
 from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
 from sve_cli.scoring import data_warnings, headline, score, score_ood
 from sve_cli.tasks.common import tensor_to
-from sve_cli.workflows.session import Log, Session, environment, open_session, run_recipe
+from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
 
 VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
@@ -67,7 +67,6 @@ def evaluate_session(
 ) -> Report:
     """The first evaluation, with everything still open."""
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
-    lazy.check_ood(list(ood))
     gap = path_gap(session, ensemble) if training_gap else None
     return _evaluate(run, session.recipe, spec, list(ood), lazy, session.log, command, gap)
 
@@ -119,7 +118,7 @@ def _evaluate(
     report = build_report(title, wanted["test"], [wanted[n] for n in ood], spec, posthoc, before, recipe.seed, lock["notes"])
     report = replace(
         report,
-        warnings=[*report.warnings, *_limited(lock["limit"])],
+        warnings=[*report.warnings, *ood_warnings(recipe, ood), *_limited(lock["limit"])],
         history=run.history(),
         parameters=_parameters(run, lazy),
         provenance={**_provenance(run, recipe, spec, lock, command, gap), "notes": lock["notes"]},
@@ -200,15 +199,9 @@ class _Lazy:
 
     def check_ood(self, names: list[str]) -> None:
         """Refuse or warn before any work: a set of another kind, the training set itself."""
-        for name in names:
-            if self._saved(name) is not None:
-                continue
-            dataset, _, split = name.partition(":")
-            if dataset == self.recipe.data.name and split in ("", self.recipe.data.splits.train, self.recipe.data.splits.test):
-                self.log.warn(f"'{name}' is the data this run was trained or tested on, not an out-of-distribution set.")
-            samples, _ = self.session.split(name)
-            if len(samples) == 0:
-                raise DataError(f"The OOD set '{name}' is empty.", "Choose another split.")
+        new = [name for name in names if self._saved(name) is None]
+        if new:
+            self.session.check_ood(new)
 
     def predictions(self, name: str) -> Predictions:
         """Predictions of the run's ensemble on a split or set."""
@@ -235,7 +228,7 @@ class _Lazy:
 
 def slug(name: str) -> str:
     """A file name for a split or set name; different names never collide."""
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[-60:]
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-60:]  # no dots: what follows one would be cut as a suffix
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

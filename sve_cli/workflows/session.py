@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
-from sve_cli.data.load import load_data, load_samples
+from sve_cli.data.load import limited, load_data, load_samples
+from sve_cli.data.sources import split_name
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
@@ -88,11 +89,26 @@ class Session:
                 raise DataError(f"The {name} split was not loaded.")
         else:
             samples = load_samples(name, self.recipe.data, self.task.modality, "test", None)
+            if self.limit is not None:
+                samples = limited(samples, self.limit, self.recipe.seed if self.recipe.data.seed is None else self.recipe.data.seed)
             samples = replace(samples, labels_N=samples.labels_N * 0 - 1)  # labels of another set mean nothing here
         if name not in self.encoded:
             augment = self.recipe.data.augment if name == "train" else "none"
             self.encoded[name] = self.task.encode(samples, augment)
         return samples, self.encoded[name]
+
+    def check_ood(self, names: Sequence[str]) -> None:
+        """Open out-of-distribution sets, and warn where one is the data of the run itself.
+
+        Raises:
+            DataError: a set that does not exist, is empty, or is of another kind.
+        """
+        for warning in ood_warnings(self.recipe, names):
+            self.log.warn(warning)
+        for name in names:
+            samples, _ = self.split(name)
+            if len(samples) == 0:
+                raise DataError(f"The OOD set '{name}' is empty.", "Choose another split.")
 
     def digest(self) -> str:
         """The checkpoint's content hash."""
@@ -186,6 +202,14 @@ def open_session(
     ):
         log.warn("This checkpoint looks randomly initialised. The method needs pretrained weights: expect poor results.")
     return session
+
+
+def ood_warnings(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """One sentence for each set that is the run's own data."""
+    splits = recipe.data.splits
+    own = {splits.train, splits.validation, splits.test, None}
+    found = [name for name in names if (parts := split_name(name))[0] == recipe.data.name and parts[1] in own]
+    return [f"'{name}' is the data this run was trained or tested on, not an out-of-distribution set." for name in found]
 
 
 def run_recipe(run: RunDir) -> Recipe:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -40,19 +40,18 @@ class Plan:
     notes: list[str]
 
 
-def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None) -> Plan:
+def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path | None = None, overwrite: bool = False) -> Plan:
     """All the validation a run does: opens checkpoint and data, encodes, builds the ensemble, computes one training step.
 
     Raises:
         SveError: whatever would stop the run.
     """
+    _require_place(out, overwrite)
     session = open_session(loaded.recipe, log, limit)
+    _open_sets(session)
     ensemble = session.build()
     trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))
     trainer.dry_step()
-    session.split("test")
-    for name in loaded.recipe.data.ood:
-        session.split(name)
     shapes = [(v.name, *v.weight_OI.shape) for v in session.backbone.targets(loaded.recipe.method)]
     targets = [] if loaded.recipe.method.name in ("heads_only",) else shapes
     rows = {n: len(s) for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
@@ -78,17 +77,21 @@ def train(
     recipe = loaded.recipe
     if resume is not None:
         limit = read_json(resume.path / "recipe.lock.json")["limit"]
+    else:
+        _require_place(out, overwrite)
     session = open_session(recipe, log, limit)
     lock = _lock(session, limit)
+    if resume is not None:
+        _check_lock(resume, lock, log)
+    _open_sets(session)
+    ensemble = session.build()
     if resume is None:
         run = RunDir.create(out or runs_root(), loaded.name, digest(recipe), exact=out is not None, overwrite=overwrite)
         write_text(run.path / "recipe.yaml", to_yaml(recipe))
         write_json(run.path / "recipe.lock.json", {**lock, "command": command})
     else:
         run = resume
-        _check_lock(run, lock, log)
     log.say(f"Run: {run.path}")
-    ensemble = session.build()
     fit = _fit(session, ensemble, run, log)
     _write_ensemble(run, ensemble, recipe)
     facts = {
@@ -97,10 +100,22 @@ def train(
     }  # fmt: skip
     write_json(run.path / "training.json", facts)
     report = evaluate_session(session, run, ensemble, list(recipe.data.ood), recipe.evaluate, command, training_gap=True)
-    for leftover in (run.path / "checkpoints").glob("*"):
-        leftover.unlink()
     seal(run.path, ["recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", "training.json"])
+    for leftover in [*run.path.glob(".*.tmp*"), *(run.path / "checkpoints").iterdir()]:  # only now: a kill before may need them
+        leftover.unlink()
     return run, report
+
+
+def _require_place(out: Path | None, overwrite: bool) -> None:
+    """Refuse an unusable --out before any work."""
+    if out is not None:
+        RunDir.require_free(out, overwrite)
+
+
+def _open_sets(session: Session) -> None:
+    """Open everything that is needed only after the training, so that it is refused or warned about before."""
+    session.split("test")
+    session.check_ood(session.recipe.data.ood)
 
 
 def _fit(session: Session, ensemble: Ensemble, run: RunDir, log: Log) -> training.Fit:
@@ -197,16 +212,19 @@ class _LoopLog:
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    with safe_open(path, framework="pt") as f:
-        meta = json.loads(f.metadata()["meta"])
-        return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 (not a dict)
+    try:
+        with safe_open(path, framework="pt") as f:
+            meta = json.loads(f.metadata()["meta"])
+            return {name: f.get_tensor(name) for name in f.keys()}, meta  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError) as error:
+        raise SveError(f"Cannot read the checkpoint '{path}' ({error}).", "Remove it to train again from the start.") from error
 
 
 def _write_ensemble(run: RunDir, ensemble: Ensemble, recipe: Recipe) -> None:
     state = {n: t.cpu() for n, t in ensemble.state().items()}
-    meta = {"format": "sve-ensemble/1", "method": recipe.method.name, "classes": json.dumps(ensemble.classes)}
+    meta = {"format": "sve-ensemble/1", "method": recipe.method.name, "classes": ensemble.classes}
     with atomic_path(run.path / "ensemble.safetensors") as temporary:
-        save_file(state, temporary, metadata=meta)
+        save_file(state, temporary, metadata={"meta": json.dumps(meta)})  # safetensors writes several keys in random order
 
 
 def _lock(session: Session, limit: int | None) -> dict[str, Any]:

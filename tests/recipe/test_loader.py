@@ -41,7 +41,7 @@ train:
   lr: 2e-3
   epochs: 3.0
   batch_size: true
-  compile: yes
+  warmup: yes
   schedule: cosin
   clip: "1.0"
   precison: auto
@@ -67,7 +67,7 @@ EXPECTED = [
     (16, "train.lr", "written twice, on lines 15 and 16"),
     (17, "train.epochs", "write 3"),
     (18, "train.batch_size", "expected a whole number, found true"),
-    (19, "train.compile", "write true"),
+    (19, "train.warmup", "expected a number"),
     (20, "train.schedule", "Did you mean 'cosine'?"),
     (21, "train.clip", "write 1.0 without quotes"),
     (22, "train.precison", "Did you mean 'precision'?"),

@@ -37,7 +37,7 @@ def test_the_schema_is_a_valid_schema_and_describes_every_key() -> None:
 BROKEN = {
     "train.lr": 0,
     "train.epochs": 1.5,
-    "train.compile": "yes",
+    "evaluate.temperature": "yes",
     "train.schedule": "cosin",
     "train.betas": [0.9],
     "train.precison": "auto",

@@ -23,7 +23,7 @@ def decompose(
     plan: Annotated[bool, typer.Option("--plan", help="Name layers and shapes only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Decompose the targeted layers of a checkpoint once, into the factor store."""
+    """Decompose the targeted layers once, into the factor store."""
     from dataclasses import replace
 
     from sve_cli.errors import SveError

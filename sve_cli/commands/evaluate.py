@@ -38,6 +38,8 @@ def evaluate(
     for option, given in (("--task", task), ("--set", set_), ("--limit", limit)):
         if given is not None and model is None:
             raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
+    if model is None and (task or set_ or limit):
+        raise SveError("--task, --set and --limit only go with --model.", "Leave them out; a run keeps its recipe's settings.")
     changes: dict[str, Any] = {
         k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap)) if v is not None
     }

@@ -21,10 +21,10 @@ def export(
     members: Annotated[str | None, typer.Option("--members", help="Members to merge, as in 0,2; default: all.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Write checkpoints that the libraries' own loaders open, reload them in a fresh process and certify them."""
+    """Write certified checkpoints for the libraries' own loaders. Each is reloaded in a fresh process and compared."""
     targets = name_list(to)
     if not targets:
-        raise SveError("Export to what?", "Use --to merged, --to averaged, or both separated by a comma.")
+        raise SveError("No export target is named.", "Use --to merged, --to averaged, or both separated by a comma.")
     from sve_cli.rundir import RunDir, runs_root
     from sve_cli.workflows.export import export as export_run
 

@@ -18,7 +18,7 @@ def ood(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """How well a run tells out-of-distribution inputs apart, by set and score."""
+    """How well a run tells out-of-distribution inputs apart."""
     from sve_cli.registry import OOD_SCORES
     from sve_cli.rundir import RunDir, runs_root
     from sve_cli.workflows.evaluate import evaluate, require_ood

@@ -61,7 +61,7 @@ def copy_recipe(
 
 
 @recipes_app.command("schema")
-def schema(as_json: Json = True) -> None:
+def schema(as_json: Json = False) -> None:
     """Print the JSON schema of recipes, for editors. It is JSON with and without --json."""
     from sve_cli.recipe.schema import recipe_schema
 

@@ -41,7 +41,7 @@ def train(
             raise SveError(f"'{run.path}' is already complete.", f"Look at it with: sve evaluate {run.path}")
         loaded = load_recipe(str(run.path / "recipe.yaml"))
     elif recipe is None:
-        raise SveError("Which recipe?", "Name a file or a shipped recipe; sve recipes list shows them.")
+        raise SveError("No recipe is named.", "Name a file or a shipped recipe; sve recipes list shows them.")
     else:
         run = None
         loaded = load_recipe(recipe, overrides or [])

@@ -39,13 +39,16 @@ _PERCENT = ("accuracy", "macro_f1", "ece_", "mce_", "auroc_", "aupr_", "fpr95_",
 _FOUR_DIGITS = ("aurc", *SPLIT_METRICS)
 
 _PARAMETER_NAMES = {
-    "sigma": "Singular values (Σ), trained",
-    "bias": "Biases, trained",
-    "norm": "Normalisation layers, trained",
-    "head": "Heads, trained",
+    "sigma": "Singular values (Σ), all members",
+    "bias": "Biases, all members",
+    "norm": "Normalisation layers, all members",
+    "head": "Heads, all members",
     "backbone": "Backbone weights, trained",
-    "extra_fraction": "Extra, as a share of the checkpoint",
+    "checkpoint": "Checkpoint, without its head",
+    "extra_fraction": "Σ, biases and norms of all members, as a share of the checkpoint",
     "stored_bytes": "Stored",
+    "targets": "Targeted layers",
+    "singular_values_per_member": "Singular values per member",
 }
 
 

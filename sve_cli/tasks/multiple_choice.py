@@ -127,5 +127,5 @@ def letter_tokens(tokenizer: Any, letters: list[str]) -> tuple[list[int], str]:
         offending += [repr(form.format(letter)) for letter in several]
     raise CheckpointError(
         f"This tokenizer does not give every letter one token after '{CUE.strip()}': {', '.join(offending[:6])}.",
-        "Use another checkpoint.",
+        "Use a checkpoint whose tokenizer has single capital letters as tokens (LLaMA, Qwen, GPT-2).",
     )

@@ -33,7 +33,7 @@ BEFORE = "before training"
 def evaluate(
     run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes: dict[str, Any] | None = None, command: str = ""
 ) -> tuple[Path, Report]:
-    """Evaluate a finished run, with OOD sets if given (default: the recipe's). Predictions already there are not made again.
+    """Evaluate a finished run, with the recipe's OOD sets and those given. Predictions already there are not made again.
 
     Args:
         changes: keys of the recipe's `evaluate` section to use instead of the run's.
@@ -184,11 +184,6 @@ class _Lazy:
         if self._session is None:
             limit = read_json(self.run.path / "recipe.lock.json")["limit"]
             self._session = open_session(self.recipe, self.log, limit)
-            lock = read_json(self.run.path / "recipe.lock.json")
-            if self._session.digest() != lock["checkpoint"]:
-                raise CheckpointError(
-                    f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.", "Restore it."
-                )
         return self._session
 
     @property
@@ -269,7 +264,7 @@ def _parameters(run: RunDir, lazy: _Lazy) -> dict[str, Any]:
     base = lazy.session.backbone.parameter_count()
     extra = sum(n for role, n in table.items() if role in ("sigma", "bias", "norm"))
     return {
-        **{f"{role}_all_members": n for role, n in table.items()},
+        **table,
         "checkpoint": base,
         "extra_fraction": extra / base,
         "stored_bytes": (run.path / "ensemble.safetensors").stat().st_size,

@@ -21,11 +21,12 @@ from sve_cli.data.sources import split_name
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
+from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import as_predictions, predict_logits
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import Recipe, load_recipe
 from sve_cli.registry import METHODS, TASKS
-from sve_cli.rundir import RunDir
+from sve_cli.rundir import RunDir, read_json
 from sve_cli.samples import DataSet, Samples
 from sve_cli.tasks.common import Encoded, Task
 
@@ -110,6 +111,16 @@ class Session:
             if len(samples) == 0:
                 raise DataError(f"The OOD set '{name}' is empty.", "Choose another split.")
 
+    def selection_half(self) -> Encoded:
+        """The half of the validation split that epochs are selected on; the other half stays untouched for calibration."""
+        if "selection" not in self.encoded:
+            validation = self.data.validation
+            if validation is None:
+                raise DataError("The validation split was not loaded.")
+            rows, _ = split_validation(len(validation), self.recipe.seed)
+            self.encoded["selection"] = self.task.encode(validation.subset(rows))
+        return self.encoded["selection"]
+
     def digest(self) -> str:
         """The checkpoint's content hash."""
         if "backbone" not in self.cache:
@@ -137,8 +148,13 @@ class Session:
         """The trained ensemble of a run.
 
         Raises:
-            CheckpointError: the trained state is missing, damaged, or belongs to something else.
+            CheckpointError: the trained state is missing or damaged, or the checkpoint is not the one it was trained on.
         """
+        if self.digest() != read_json(run.path / "recipe.lock.json")["checkpoint"]:
+            raise CheckpointError(
+                f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
+                "Put the old checkpoint back where model.name points, or train again.",
+            )
         path = run.path / "ensemble.safetensors"
         try:
             state = load_file(path)

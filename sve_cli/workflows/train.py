@@ -52,8 +52,8 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     ensemble = session.build()
     trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))
     trainer.dry_step()
-    shapes = [(v.name, *v.weight_OI.shape) for v in session.backbone.targets(loaded.recipe.method)]
-    targets = [] if loaded.recipe.method.name in ("heads_only",) else shapes
+    shapes = [(linear.view.name, linear.view.weight_OI.shape) for linear in ensemble.member_linears()]
+    targets = [(name, int(shape[0]), int(shape[1])) for name, shape in shapes]
     rows = {n: len(s) for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     notes = [*session.data.notes, *session.task.notes]
     return Plan(targets, ensemble.parameter_table(), session.backbone.parameter_count(), rows, trainer.total_steps, notes)
@@ -157,7 +157,7 @@ def _trainer(
 ) -> training.Trainer:
     recipe = session.recipe
     _, train_split = session.split("train")
-    _, validation = session.split("validation")
+    validation = session.selection_half()
     method = METHODS.resolve(recipe.method.name)
     lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
     if train_split.n_shortened:

@@ -48,6 +48,9 @@ def load_data(spec: DataSpec, modality: str, seed: int, limit: int | None = None
         samples[role] = loaded if role == "test" else _labelled(loaded, notes)
     if hold_out and "train" in samples:
         samples["train"], samples["validation"] = _split_train(samples["train"], spec, source, seed, notes)
+    if spec.limit is not None and "train" in samples and len(samples["train"]) > spec.limit:
+        notes.append(f"data.limit: {spec.limit} of {len(samples['train'])} training rows are used.")
+        samples["train"] = limited(samples["train"], spec.limit, seed)
     for role in need:
         if limit is not None and len(samples[role]) > limit:
             notes.append(f"{role} limited to {limit} of {len(samples[role])} rows: numbers are not comparable with full runs.")

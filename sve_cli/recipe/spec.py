@@ -66,6 +66,7 @@ class DataSpec:
     classes: list[str] | None = doc("Keep these classes only, in this order; null: all.", None)
     ood: list[str] = doc("Out-of-distribution sets: names, paths, or 'set:split'.", [])
     slices: list[str] = doc("Columns kept beside the predictions, for per-slice results.", [])
+    limit: int | None = doc("Most training rows, drawn in proportion to the labels; null: all. Test stays whole.", None, low=1)
     augment: Literal["none", "flip", "crop_flip"] = doc("Training augmentation of images.", "none")
     seed: int | None = doc("Seed of hold-out and --limit sampling; null: the recipe's seed.", None, low=0)
 

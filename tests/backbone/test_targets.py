@@ -74,7 +74,9 @@ def test_auto_on_a_convolutional_network(lab: Any) -> None:
 
 @pytest.mark.parametrize("network", ["vit", "resnet", "bert", "bert_mean", "llama", "gpt2"])
 def test_all_linear_can_train(lab: Any, network: str) -> None:
-    lab.build(network, targets="all-linear").fit()  # refuses targets that the network never calls
+    ensemble = lab.build(network, targets="all-linear")
+    ensemble.fit()  # refuses targets that the network never calls
+    assert ensemble.ensemble.context.called == {linear.view.name for linear in ensemble.ensemble.member_linears()}
 
 
 def test_what_matches_nothing_is_named(lab: Any) -> None:

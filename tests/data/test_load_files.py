@@ -244,6 +244,16 @@ def test_limit_is_stratified_ordered_and_noted(tmp_path: Path) -> None:
     assert limited(whole, 10, seed=3).ids_N == data.train.ids_N and limited(whole, 99, seed=3) is whole
 
 
+def test_data_limit_takes_training_rows_only(tmp_path: Path) -> None:
+    name = splits(tmp_path)
+    data = load_data(DataSpec(name, limit=10), "text", seed=3)
+    whole = load_data(DataSpec(name), "text", seed=3)
+    assert data.train is not None and data.test is not None and whole.test is not None
+    assert np.bincount(data.train.labels_N).tolist() == [5, 5]
+    assert data.test.ids_N == whole.test.ids_N
+    assert "data.limit: 10 of 40 training rows are used." in data.notes
+
+
 def test_a_split_used_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="uses 'validation' twice"):
         load_data(DataSpec(splits(tmp_path), splits=SplitSpec(test="validation")), "text", seed=0)

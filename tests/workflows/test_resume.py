@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import signal
+import time
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_a_real_signal_ends_the_process_and_the_run_resumes(
 def test_killed_twice_and_resumed_without_naming_the_run(sve: Any, whole: Path, tmp_path: Path) -> None:
     first = sve.start(*DIGITS)
     while not (found := list((tmp_path / "runs").glob("*/recipe.lock.json"))):
-        pass
+        time.sleep(0.01)
     run = found[0].parent
     first.at_step(run, 2, signal.SIGKILL)
     assert first.wait() == -9

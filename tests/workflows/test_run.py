@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from sve_cli.data.digits import load_digits
 from sve_cli.export import merged
@@ -112,15 +114,15 @@ def test_a_changed_byte_is_refused(name: str, sve: Any, run: Path) -> None:
 
 def test_ood_sets_and_scores(sve: Any, run: Path, tmp_path: Path) -> None:
     table = load_digits("ood")
-    pq.write_table(table.slice(0, 20), tmp_path / "far.parquet")
-    (tmp_path / "other").mkdir()
-    pq.write_table(table.slice(20, 10), tmp_path / "other" / "far.parquet")
-    found = sve.json("ood", run, "--sets", f"{tmp_path / 'far.parquet'},other/far.parquet", "--scores", "entropy,max_logit")
+    for name, rows in (("far.a", 20), ("far.b", 10)):
+        (tmp_path / name).mkdir()
+        pq.write_table(table.slice(0, rows), tmp_path / name / "test.parquet")
+    found = sve.json("ood", run, "--sets", "far.a,far.b", "--scores", "entropy,max_logit")
     sizes = {ood["name"]: ood["n_ood"] for ood in found["ood"]}
-    assert list(sizes.values()) == [48, 20, 10]  # the recipe's own set, limited as the run is; files of one name apart
+    assert list(sizes.values()) == [48, 20, 10]  # the recipe's own set, limited as the run is; alike names apart
     assert all(set(ood["scores"]) == {"entropy", "max_logit"} for ood in found["ood"])
-    again = sve.json("evaluate", run, "--ood", "other/far.parquet")  # its own predictions are found again
-    assert [ood["n_ood"] for ood in again["report"]["ood"]] == [48, 10]
+    again = sve.json("evaluate", run, "--ood", "far.a")  # its own predictions are found again
+    assert [ood["n_ood"] for ood in again["report"]["ood"]] == [48, 20]
 
 
 def test_predictions_file_alone(sve: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,17 +144,14 @@ def test_export_is_what_was_evaluated(sve: Any, run: Path) -> None:
     test = Predictions.load(evaluation / "predictions" / "test")
     network = timm.create_model(f"local-dir:{run / 'exports' / 'member-1'}", pretrained=True).eval()
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(network), is_training=False)
-    from sve_cli.samples import decode_image
-
-    rows = load_digits("test").to_pylist()
-    images = {str(row["id"]): row["image"] for row in rows}
-    batch = torch.stack([transform(decode_image(images[i]).convert("RGB")) for i in test.ids_N[:8]])
+    images = {str(row["id"]): row["image"]["bytes"] for row in load_digits("test").to_pylist()}
+    batch = torch.stack([transform(Image.open(io.BytesIO(images[i])).convert("RGB")) for i in test.ids_N[:8]])
     with torch.inference_mode():
         assert np.abs(network(batch).numpy() - test.logits_MNC[1, :8]).max() < 1e-4
     sve.refuses("export", run, "--to", "merged", saying="exists and is not empty")
     sve.refuses("export", run, "--to", "merged", "--members", "7", "--out", run / "x", saying="There is no member 7")
     sve.refuses("export", run, "--to", "onnxx", saying="Unknown export target")
-    sve.refuses("export", run, saying="Export to what?")
+    sve.refuses("export", run, "--to", "merged", "--members", "a", saying="is not a list of member numbers")
 
 
 def test_a_failed_certificate_is_exit_code_3(sve: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +180,7 @@ FAULTS = {
     "data.name=nothing/here": "nothing/here",
     "data.ood=[nothing/here]": "nothing/here",
     "data.ood=[digits:nothing]": "has no split 'nothing'",
-    "data.ood=[texts.csv]": "no column 'image'",
+    "data.ood=[texts.csv]": "asks for images, but 'texts.csv' holds text",
     "data.splits.test=nothing": "has no split 'nothing'",
     "data.classes=['0', '1', 'x']": "'x'",
     "model.name=./nothing": "There is no checkpoint at './nothing'",

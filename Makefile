@@ -1,7 +1,8 @@
 # Everything runs in .venv, which is made on first use and refreshed when pyproject.toml changes.
 #   make quickstart        train and evaluate the built-in example (no network, no accounts, CPU)
 #   make quickstart-proof  the same from random weights: shows that the method needs pretraining
-#   make test              ruff, mypy, pytest         make lint / make fix   ruff alone
+#   make test              ruff, mypy, pytest         make test-slow         real data and fresh processes
+#   make lint              ruff alone                 make fix               ruff, with its fixes
 #   make bench             speed and memory ratios    make docs              regenerate docs/recipes.md
 
 PYTHON ?= python3
@@ -17,10 +18,10 @@ BENCH               ?= $(BIN)/python -m benchmarks
 PYTEST_ARGS         ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart quickstart-proof test lint fix bench docs clean
+.PHONY: help quickstart quickstart-proof test test-slow lint fix bench docs clean
 
 help:
-	@sed -n '2,5s/^# *//p' Makefile
+	@sed -n '2,6s/^# *//p' Makefile
 
 quickstart: $(STAMP)
 	$(QUICKSTART_TRAIN)
@@ -33,7 +34,11 @@ quickstart-proof: quickstart
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+
+# Real data, fresh processes, wheel: skipped where SVE_DATA_DIR and SVE_TEST_MODELS are not set.
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow -rs $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

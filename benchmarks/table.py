@@ -17,8 +17,10 @@ from sve_cli.rundir import RunDir, read_json
 
 def percent(metric: MetricValue, digits: int = 2) -> str:
     """A share in percent with its interval."""
-    interval = "" if metric.low is None or metric.high is None else f" ({100 * metric.low:.{digits}f}-{100 * metric.high:.{digits}f})"
-    return f"{100 * metric.value:.{digits}f}{interval}"
+    value = f"{100 * metric.value:.{digits}f}"
+    if metric.low is None or metric.high is None:
+        return value
+    return f"{value} ({100 * metric.low:.{digits}f}-{100 * metric.high:.{digits}f})"
 
 
 def row(report: Report, key: str, name: str, minutes: str) -> list[str]:

@@ -98,15 +98,17 @@ class Predictions:
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
         meta = {
-            "classes": json.dumps(self.classes),
+            "classes": self.classes,
             "dataset": self.dataset,
             "split": self.split,
             "model_digest": self.model_digest,
             "format": "sve-predictions/1",
         }
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, stem.with_suffix(".safetensors"), metadata=meta)
+        arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+        # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
+        save_file(arrays, _beside(stem, ".safetensors"), metadata={"meta": json.dumps(meta, sort_keys=True)})
         table: dict[str, Any] = {"id": self.ids_N, "label": self.labels_N, **self.columns}
-        pq.write_table(pa.table(table), stem.with_suffix(".parquet"))
+        pq.write_table(pa.table(table), _beside(stem, ".parquet"))
 
     @staticmethod
     def load(stem: Path) -> Predictions:
@@ -118,13 +120,13 @@ class Predictions:
         import pyarrow.parquet as pq
         from safetensors import SafetensorError, safe_open
 
-        tensor_path, table_path = stem.with_suffix(".safetensors"), stem.with_suffix(".parquet")
+        tensor_path, table_path = _beside(stem, ".safetensors"), _beside(stem, ".parquet")
         for path in (tensor_path, table_path):
             if not path.is_file():
                 raise SveError(f"No predictions at '{path}'.", "A predictions file is a .safetensors with a .parquet beside it.")
         try:
             with safe_open(tensor_path, framework="numpy") as f:
-                meta = f.metadata() or {}
+                meta = json.loads((f.metadata() or {}).get("meta", "{}"))
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
         except SafetensorError as error:
             raise SveError(f"'{tensor_path}' is not a readable safetensors file ({error}).") from error
@@ -135,10 +137,15 @@ class Predictions:
         table.pop("label")
         return Predictions(
             ids_N=ids,
-            classes=json.loads(meta["classes"]),
+            classes=meta["classes"],
             dataset=meta["dataset"],
             split=meta["split"],
             model_digest=meta["model_digest"],
             columns={name: ["" if v is None else str(v) for v in values] for name, values in table.items()},
             **tensors,
         )
+
+
+def _beside(stem: Path, suffix: str) -> Path:
+    # Not with_suffix: what follows a dot in the name is part of the name.
+    return stem.with_name(stem.name + suffix)

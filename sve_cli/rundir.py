@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sve_cli.errors import SveError
@@ -130,7 +131,7 @@ class RunDir:
         try:
             if path.exists():  # empty, or a run that may be overwritten
                 shutil.rmtree(path)
-            (path / "checkpoints").mkdir(parents=True)
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
         return RunDir(path)
@@ -181,6 +182,24 @@ class RunDir:
             kind = "complete" if complete else "unfinished"
             raise SveError(f"There is no {kind} run in '{root}'.", "Train one with: sve train RECIPE")
         return RunDir(max(found, key=lambda p: (p / "recipe.yaml").stat().st_mtime_ns))
+
+    @contextmanager
+    def only_writer(self) -> Iterator[None]:
+        """Hold the run: a second process that wants to train it is refused.
+
+        Raises:
+            SveError: another process holds it.
+        """
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise SveError(f"Another process is training '{self.path}'.", "Wait for it, or stop it first.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+            (self.path / ".lock").unlink(missing_ok=True)
 
     @property
     def complete(self) -> bool:

@@ -71,7 +71,7 @@ def test_the_name_says_recipe_time_and_digest(tmp_path: Path) -> None:
     assert (name, short) == ("digits", "01234567")
     assert stamp[8] == "T"
     assert stamp.endswith("Z")
-    assert (run.path / "checkpoints").is_dir()
+    assert run.path.is_dir()
 
 
 def test_an_existing_folder_is_not_lost(tmp_path: Path) -> None:
@@ -124,3 +124,12 @@ def test_where_runs_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SVE_RUNS_DIR", str(tmp_path))
     assert runs_root() == tmp_path
     assert runs_root(tmp_path / "x") == tmp_path / "x"
+
+
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    run = RunDir.create(tmp_path, "r", "0" * 64)
+    with run.only_writer(), pytest.raises(SveError, match="Another process is training"), run.only_writer():
+        pass
+    with run.only_writer():  # free again
+        assert (run.path / ".lock").exists()
+    assert not (run.path / ".lock").exists()

@@ -207,14 +207,14 @@ class _Lazy:
         """Test predictions of the checkpoint as it was; None when it has no head for these classes."""
         for folder in self.run.evaluations():  # decided by the first evaluation
             stem = folder / "predictions" / slug(BEFORE)
-            return Predictions.load(stem) if stem.with_suffix(".safetensors").is_file() else None
+            return Predictions.load(stem) if stem.with_name(stem.name + ".safetensors").is_file() else None
         base = self.session.base_ensemble()
         return None if base is None else self.session.predict(base, "test", self.session.digest())
 
     def _saved(self, name: str) -> Predictions | None:
         for folder in self.run.evaluations():
             stem = folder / "predictions" / slug(name)
-            if stem.with_suffix(".safetensors").is_file():
+            if stem.with_name(stem.name + ".safetensors").is_file():
                 found = Predictions.load(stem)
                 if found.model_digest == self.digest:
                     return found

@@ -92,6 +92,13 @@ def train(
     else:
         run = resume
     log.say(f"Run: {run.path}")
+    with run.only_writer():
+        return run, _run(session, ensemble, run, log, command)
+
+
+def _run(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: str) -> Report:
+    """Train, evaluate and seal; everything before this only read."""
+    recipe = session.recipe
     fit = _fit(session, ensemble, run, log)
     _write_ensemble(run, ensemble, recipe)
     facts = {
@@ -101,9 +108,9 @@ def train(
     write_json(run.path / "training.json", facts)
     report = evaluate_session(session, run, ensemble, list(recipe.data.ood), recipe.evaluate, command, training_gap=True)
     seal(run.path, ["recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", "training.json"])
-    for leftover in [*run.path.glob(".*.tmp*"), *(run.path / "checkpoints").iterdir()]:  # only now: a kill before may need them
+    for leftover in [*run.path.glob(".*.tmp*"), *run.path.glob("checkpoints/*")]:  # only now: a kill before may need them
         leftover.unlink()
-    return run, report
+    return report
 
 
 def _require_place(out: Path | None, overwrite: bool) -> None:

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from sve_cli.data import decode_image, limited, load_data, load_samples
-from sve_cli.samples import LazyImages
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec, SplitSpec
+from sve_cli.samples import LazyImages
 
 ROWS = [('good, "really"\nfine', "pos"), ("2024-01-01", "neg"), ("", "neg"), ("great", "pos")] * 10
 

@@ -83,7 +83,7 @@ class Sve:
         assert "Traceback" not in self.err
         return self.out
 
-    def refuses(self, *arguments: object, saying: str) -> None:
+    def check_refuses(self, *arguments: object, saying: str) -> None:
         """Run a command that ends with exit code 2 and a sentence, data nowhere."""
         self(*arguments, code=2)
         assert saying in self.err, self.err

@@ -64,16 +64,16 @@ def test_what_the_user_can_mend_is_exit_code_2(arguments: list[str], saying: str
     (tmp_path / "file").touch()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious").touch()
-    sve.refuses(*arguments, saying=saying)
+    sve.check_refuses(*arguments, saying=saying)
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "full", "precious"]
 
 
 def test_sets_of_another_kind_and_scores_of_no_kind(sve: Any, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("text,label\na,b\n")
     before = sve.digests(trained)
-    sve.refuses("evaluate", trained, "--ood", "texts.csv", saying="asks for images, but 'texts.csv' holds text")
-    sve.refuses("ood", trained, "--sets", "nothing/here", saying="nothing/here")
-    sve.refuses("ood", trained, "--sets", "digits:ood", "--scores", "entrop", saying="Did you mean 'entropy'?")
+    sve.check_refuses("evaluate", trained, "--ood", "texts.csv", saying="asks for images, but 'texts.csv' holds text")
+    sve.check_refuses("ood", trained, "--sets", "nothing/here", saying="nothing/here")
+    sve.check_refuses("ood", trained, "--sets", "digits:ood", "--scores", "entrop", saying="Did you mean 'entropy'?")
     assert sve.digests(trained) == before
 
 
@@ -104,7 +104,7 @@ def test_a_crash_is_exit_code_1_and_ours(sve: Any, monkeypatch: pytest.MonkeyPat
 )
 def test_a_full_disk_or_memory_is_no_bug(error: Exception, saying: str, sve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_workflow, "train", planted(error))
-    sve.refuses("train", *TINY, saying=saying)
+    sve.check_refuses("train", *TINY, saying=saying)
     assert "This is a bug" not in sve.err
 
 
@@ -116,7 +116,7 @@ def test_a_disk_that_fills_while_training(sve: Any, tmp_path: Path, monkeypatch:
         real(tensors, Path("/dev/full"), metadata=metadata)
 
     monkeypatch.setattr(train_workflow, "save_file", full)
-    sve.refuses("train", *TINY, "--out", tmp_path / "run", saying="latest.safetensors'")
+    sve.check_refuses("train", *TINY, "--out", tmp_path / "run", saying="latest.safetensors'")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 

@@ -98,8 +98,8 @@ def test_killed_twice_and_resumed_without_naming_the_run(sve: Any, whole: Path, 
     sve("train", "--resume")
     assert f"Run: {run.relative_to(tmp_path)}" in sve.err.replace(f"{tmp_path}/", "")
     sve.same_training(run, whole)
-    sve.refuses("train", "--resume", run, saying="already complete")
-    sve.refuses("train", "--resume", saying="no unfinished run")
+    sve.check_refuses("train", "--resume", run, saying="already complete")
+    sve.check_refuses("train", "--resume", saying="no unfinished run")
 
 
 def test_text_in_batches_of_one_length(sve: Any, lab: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,29 +151,29 @@ def test_what_changed_since_is_refused_by_its_name(sve: Any, cut: Path, tmp_path
     recipe = cut / "recipe.yaml"
     text = recipe.read_text(encoding="utf-8")
     recipe.write_text(text.replace("head_lr: 0.005", "head_lr: 0.5"), encoding="utf-8")
-    sve.refuses("train", "--resume", cut, saying="its recipe is not the same")
+    sve.check_refuses("train", "--resume", cut, saying="its recipe is not the same")
     recipe.write_text(text, encoding="utf-8")
 
     weights = tmp_path / "model" / "model.safetensors"
     kept = weights.read_bytes()
     weights.write_bytes(kept[:-1] + bytes([kept[-1] ^ 1]))
-    sve.refuses("train", "--resume", cut, saying="its checkpoint is not the same")
+    sve.check_refuses("train", "--resume", cut, saying="its checkpoint is not the same")
     weights.write_bytes(kept)
 
     train = tmp_path / "data" / "train.parquet"
     pq.write_table(pq.read_table(train).slice(1), train)
-    sve.refuses("train", "--resume", cut, saying="its data is not the same")
-    sve.refuses("train", "--resume", cut, "train.lr=1", saying="goes on with its own settings")
-    sve.refuses("evaluate", cut, saying="is not complete")
+    sve.check_refuses("train", "--resume", cut, saying="its data is not the same")
+    sve.check_refuses("train", "--resume", cut, "train.lr=1", saying="goes on with its own settings")
+    sve.check_refuses("evaluate", cut, saying="is not complete")
     assert f"sve train --resume {cut}" in sve.err
-    sve.refuses("export", cut, "--to", "merged", saying="is not complete")
+    sve.check_refuses("export", cut, "--to", "merged", saying="is not complete")
 
 
 def test_damaged_state_of_an_unfinished_run(sve: Any, cut: Path) -> None:
     latest = cut / "checkpoints" / "latest.safetensors"
     kept = latest.read_bytes()
     latest.write_bytes(kept[:1000])
-    sve.refuses("train", "--resume", cut, saying="Cannot read the checkpoint")
+    sve.check_refuses("train", "--resume", cut, saying="Cannot read the checkpoint")
     latest.write_bytes(kept)
     with (cut / "history.jsonl").open("a", encoding="utf-8") as f:
         f.write('{"round": 0, "epo')  # killed while a line was written
@@ -190,7 +190,7 @@ def test_killed_while_it_was_evaluated(sve: Any, whole: Path, tmp_path: Path, mo
         with monkeypatch.context() as patch:
             patch.setattr(train_workflow, place, stop)
             sve(*(["train", "--resume", run] if run.exists() else [*DIGITS, "--out", run]), code=130)
-        sve.refuses("evaluate", run, saying="is not complete")
+        sve.check_refuses("evaluate", run, saying="is not complete")
     sve("train", "--resume", run)
     assert f"Going on at step {STEPS}." in sve.err  # nothing was trained again
     sve.same_training(run, whole)

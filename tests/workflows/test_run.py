@@ -88,7 +88,7 @@ def test_a_reused_evaluation_is_checked(sve: Any, run: Path) -> None:
     (evaluation,) = (run / "evaluations").iterdir()
     report = evaluation / "report.json"
     report.write_text(report.read_text(encoding="utf-8").replace("0.9", "0.8", 1), encoding="utf-8")
-    sve.refuses("evaluate", run, saying="was changed")
+    sve.check_refuses("evaluate", run, saying="was changed")
 
 
 def test_newest_complete_run_is_the_default(sve: Any, run: Path, tmp_path: Path) -> None:
@@ -98,9 +98,9 @@ def test_newest_complete_run_is_the_default(sve: Any, run: Path, tmp_path: Path)
     (unfinished / "COMPLETE").unlink()
     (unfinished / "recipe.yaml").touch()
     assert sve.json("evaluate")["run"] == str(newer)
-    sve.refuses("evaluate", unfinished, saying="is not complete")
+    sve.check_refuses("evaluate", unfinished, saying="is not complete")
     assert f"sve train --resume {unfinished}" in sve.err
-    sve.refuses("ood", unfinished, saying="is not complete")
+    sve.check_refuses("ood", unfinished, saying="is not complete")
 
 
 @pytest.mark.parametrize("name", ["ensemble.safetensors", "history.jsonl", "recipe.yaml", "recipe.lock.json"])
@@ -109,7 +109,7 @@ def test_a_changed_byte_is_refused(name: str, sve: Any, run: Path) -> None:
     content = path.read_bytes()
     path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
     for command in (["evaluate", run], ["ood", run, "--sets", "digits:ood"], ["export", run, "--to", "merged"]):
-        sve.refuses(*command, saying=f"'{path}' is missing or was changed")
+        sve.check_refuses(*command, saying=f"'{path}' is missing or was changed")
 
 
 def test_ood_sets_and_scores(sve: Any, run: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_predictions_file_alone(sve: Any, run: Path, monkeypatch: pytest.MonkeyP
     report = sve.json("evaluate", "--predictions", evaluation / "predictions" / "test.safetensors", "--bootstrap", 50)
     rows = {r["key"]: r for r in report["rows"]}
     assert rows["members.1"]["metrics"]["nll"]["value"] == stored["members.1"]["metrics"]["nll"]["value"]
-    sve.refuses("evaluate", "--predictions", run / "nothing.safetensors", saying="No predictions at")
+    sve.check_refuses("evaluate", "--predictions", run / "nothing.safetensors", saying="No predictions at")
 
 
 def test_export_is_what_was_evaluated(sve: Any, run: Path) -> None:
@@ -148,10 +148,10 @@ def test_export_is_what_was_evaluated(sve: Any, run: Path) -> None:
     batch = torch.stack([transform(Image.open(io.BytesIO(images[i])).convert("RGB")) for i in test.ids_N[:8]])
     with torch.inference_mode():
         assert np.abs(network(batch).numpy() - test.logits_MNC[1, :8]).max() < 1e-4
-    sve.refuses("export", run, "--to", "merged", saying="exists and is not empty")
-    sve.refuses("export", run, "--to", "merged", "--members", "7", "--out", run / "x", saying="There is no member 7")
-    sve.refuses("export", run, "--to", "onnxx", saying="Unknown export target")
-    sve.refuses("export", run, "--to", "merged", "--members", "a", saying="is not a list of member numbers")
+    sve.check_refuses("export", run, "--to", "merged", saying="exists and is not empty")
+    sve.check_refuses("export", run, "--to", "merged", "--members", "7", "--out", run / "x", saying="There is no member 7")
+    sve.check_refuses("export", run, "--to", "onnxx", saying="Unknown export target")
+    sve.check_refuses("export", run, "--to", "merged", "--members", "a", saying="is not a list of member numbers")
 
 
 def test_a_failed_certificate_is_exit_code_3(sve: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ def test_dry_run_and_run_find_the_same_faults_before_anything_is_written(overrid
     (tmp_path / "texts.csv").write_text("text,label\na,b\n")
     said = []
     for options in (["--dry-run"], []):
-        sve.refuses("train", *TINY, override, "--limit", 48, *options, saying=FAULTS[override])
+        sve.check_refuses("train", *TINY, override, "--limit", 48, *options, saying=FAULTS[override])
         said.append(sve.err[sve.err.index("error: ") :])
     assert said[0] == said[1]
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["runs", "texts.csv"]

@@ -12,7 +12,6 @@ STAMP  := $(VENV)/.installed
 OUT    ?= runs/quickstart
 
 QUICKSTART_TRAIN    ?= $(BIN)/sve train quickstart --out $(OUT) --overwrite
-QUICKSTART_EVALUATE ?= $(BIN)/sve evaluate $(OUT)
 PROOF_TRAIN         ?= $(BIN)/sve train quickstart model.random_init=true --out $(OUT)-proof --overwrite
 BENCH               ?= $(BIN)/python -m benchmarks
 PYTEST_ARGS         ?=
@@ -25,7 +24,6 @@ help:
 
 quickstart: $(STAMP)
 	$(QUICKSTART_TRAIN)
-	$(QUICKSTART_EVALUATE)
 
 quickstart-proof: quickstart
 	$(PROOF_TRAIN)

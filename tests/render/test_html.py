@@ -100,7 +100,7 @@ def test_numbers_and_order(report: Report) -> None:
     ]
     # two reliability diagrams, one split bar, four histograms for each of two sets, one training curve
     assert page.tags.count("svg") == 2 + 1 + 8 + 1
-    assert ["Singular values (Σ), trained", "55,296"] in page.rows and ["Stored", "1.48 MB"] in page.rows
+    assert ["Singular values (Σ), all members", "55,296"] in page.rows and ["Stored", "1.48 MB"] in page.rows
 
 
 def test_every_metric_shown_is_defined(report: Report) -> None:

@@ -117,6 +117,8 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
         extra["img_size"] = spec.image_size
     if spec.pooling in POOLING:
         extra["global_pool"] = POOLING[spec.pooling]
+        if (folder_config.get("architecture") or location.name).startswith("vit_"):
+            extra["fc_norm"] = False  # keep the checkpoint's own final norm, wherever its tokens are pooled
     elif spec.pooling == "last":
         raise CheckpointError("model.pooling: 'last' makes no sense for images.", "Use native, cls or mean.")
     name = f"local-dir:{location.path}" if location.path else location.name

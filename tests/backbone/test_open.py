@@ -199,3 +199,13 @@ def test_a_tied_head_that_drifted_from_its_embedding_is_written_out(lab: Any) ->
     with torch.no_grad():
         plain = built.backbone.logits(built.ensemble.member_model(0), inputs)
     torch.testing.assert_close(plain, torch.from_numpy(built.logits()[0]), atol=2e-5, rtol=2e-5)
+
+
+def test_a_vision_transformer_can_be_pooled_by_mean(lab: Any, tmp_path: Path) -> None:
+    backbone = lab.backbone("vit", pooling="mean")
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    mean_BF = backbone.network.forward_features(pixels)[:, 1:].mean(1)
+    assert torch.allclose(backbone.features(backbone.network, {"image": pixels}), mean_BF, atol=1e-5)
+    head = Head(torch.randn(3, backbone.feature_dim), torch.zeros(3), ["a", "b", "c"])
+    backbone.save(backbone.with_head(backbone.fresh(share=False), head), tmp_path / "out", ["a", "b", "c"])
+    assert torch.allclose(backbone.reload(tmp_path / "out")(pixels), mean_BF @ head.weight_CF.T, atol=1e-5)

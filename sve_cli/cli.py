@@ -84,13 +84,13 @@ def run(arguments: list[str]) -> int:
     console = Console()
     try:
         code = app(arguments, standalone_mode=False)
-        return _interrupted(console) if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
+        return _interrupted(console, arguments) if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
     except typer.Exit as stop:
         return int(stop.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        return _interrupted(console)
+        return _interrupted(console, arguments)
     except _Terminated:
-        console.error("Terminated.", "An unfinished training run goes on with: sve train --resume")
+        console.error("Terminated.", _resume_hint(arguments))
         return EXIT_TERMINATED
     except SveError as error:
         if _debug():
@@ -101,9 +101,14 @@ def run(arguments: list[str]) -> int:
         return _crashed(error, console)
 
 
-def _interrupted(console: Console) -> int:
-    console.error("Interrupted.", "An unfinished training run goes on with: sve train --resume")
+def _interrupted(console: Console, arguments: list[str]) -> int:
+    console.error("Interrupted.", _resume_hint(arguments))
     return EXIT_INTERRUPTED
+
+
+def _resume_hint(arguments: list[str]) -> str:
+    training = "train" in arguments and "--dry-run" not in arguments
+    return "A training run that had begun goes on with: sve train --resume" if training else ""
 
 
 def _crashed(error: Exception, console: Console) -> int:

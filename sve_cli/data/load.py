@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -81,7 +82,7 @@ def load_samples(
     if source.unsplit:
         raw = replace(raw, split=default_split)
     ids, _ = read_ids(raw)
-    inputs = read_inputs(raw, spec, modality)
+    inputs = read_inputs(raw, _with_known_columns(spec, raw.table.column_names), modality)
     labels_N, names = np.full(len(ids), UNKNOWN_LABEL, dtype=np.int64), []
     soft_NC = None
     if modality == "multiple_choice":
@@ -96,6 +97,15 @@ def load_samples(
         soft_NC = read_soft_labels(raw, own, names)
     slices = read_slices(raw, spec.slices, strict=True)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
+
+
+def _with_known_columns(spec: DataSpec, present: list[str]) -> DataSpec:
+    """Another set need not call its columns as the recipe's set does: fall back to the usual names."""
+    usual = {"text": "text", "image": "image", "question": "question", "choices": "choices"}
+    changes: dict[str, Any] = {key: name for key, name in usual.items() if getattr(spec, key) not in present and name in present}
+    if spec.text_pair is not None and spec.text_pair not in present:
+        changes["text_pair"] = None
+    return replace(spec, **changes) if changes else spec
 
 
 def limited(samples: Samples, limit: int, seed: int) -> Samples:

@@ -65,7 +65,7 @@ class DataSpec:
     holdout: float = doc("Share of train held out, stratified, when there is no validation split.", 0.1, above=0.0, high=0.5)
     classes: list[str] | None = doc("Keep these classes only, in this order; null: all.", None)
     ood: list[str] = doc("Out-of-distribution sets: names, paths, or 'set:split'.", [])
-    slices: list[str] = doc("Columns kept beside the predictions, for per-slice results.", [])
+    slices: list[str] = doc("Columns stored beside the predictions (no report splits by them yet).", [])
     limit: int | None = doc("Most training rows, drawn in proportion to the labels; null: all. Test stays whole.", None, low=1)
     augment: Literal["none", "flip", "crop_flip"] = doc("Training augmentation of images.", "none")
     seed: int | None = doc("Seed of hold-out and --limit sampling; null: the recipe's seed.", None, low=0)

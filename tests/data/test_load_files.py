@@ -303,3 +303,9 @@ def test_empty_folder_and_missing_path(tmp_path: Path) -> None:
         load_samples(str(tmp_path), DataSpec("x"), "text")
     with pytest.raises(DataError, match="no file or folder"):
         load_samples(str(tmp_path / "none.csv"), DataSpec("x"), "text")
+
+
+def test_another_set_may_use_the_usual_column_names(tmp_path: Path) -> None:
+    (tmp_path / "other.csv").write_text("text,label\nhello,a\nthere,b\n", encoding="utf-8")
+    samples = load_samples(str(tmp_path / "other.csv"), DataSpec(name="mine", text="my sentence", text_pair="second"), "text")
+    assert list(samples.inputs) == ["text"] and list(samples.inputs["text"]) == ["hello", "there"]

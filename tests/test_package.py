@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -58,3 +59,9 @@ def test_every_dependency_has_a_lower_bound_and_the_script_is_there() -> None:
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         assert ">=" in requirement, requirement
     assert project["scripts"] == {"sve": "sve_cli.cli:main"}
+
+
+def test_no_placeholder_is_left() -> None:
+    texts = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "recipes").glob("*.yaml")]
+    left = [f"{p.name}: {m}" for p in texts for m in re.findall(r"@[A-Z]+@", p.read_text(encoding="utf-8"))]
+    assert len(texts) > 10 and left == []

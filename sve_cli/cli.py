@@ -16,12 +16,17 @@ from typing import Annotated
 import typer
 
 from sve_cli import __version__
+from sve_cli.commands.bench import bench
+from sve_cli.commands.compare import compare
 from sve_cli.commands.decompose import decompose
+from sve_cli.commands.diversity import diversity
 from sve_cli.commands.evaluate import evaluate
 from sve_cli.commands.export import export
+from sve_cli.commands.members import members
 from sve_cli.commands.ood import ood
 from sve_cli.commands.recipes import recipes_app
 from sve_cli.commands.train import train
+from sve_cli.commands.transfer import transfer
 from sve_cli.console import Console
 from sve_cli.errors import EXIT_CRASH, EXIT_OK, EXIT_USER, SveError
 
@@ -42,7 +47,12 @@ app.command()(decompose)
 app.command()(train)
 app.command()(evaluate)
 app.command()(ood)
+app.command()(diversity)
+app.command()(transfer)
+app.command()(compare)
+app.command()(members)
 app.command()(export)
+app.command()(bench)
 app.add_typer(recipes_app, name="recipes")
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sve_cli.backbone import Backbone, Head, Inputs, LinearView, replace_module
 from sve_cli.errors import CheckpointError, NotExportable, SveError
 
-Role = Literal["sigma", "bias", "norm", "head", "backbone"]
+Role = Literal["sigma", "lora", "scale", "bias", "norm", "head", "backbone"]
 
 
 @dataclass(frozen=True)
@@ -30,20 +30,25 @@ class Output:
 
 @dataclass(frozen=True)
 class Round:
-    """One optimisation: these members, this share of the epochs, starting from another member or from the checkpoint (None)."""
+    """One optimisation: these members, this share of the steps, starting from another member or from the checkpoint (None).
+
+    `judged_by`: the members whose mean the epochs are selected on; None: those that train.
+    """
 
     members: tuple[int, ...]
     epochs_share: float = 1.0
     init_from: int | None = None
+    judged_by: tuple[int, ...] | None = None
 
 
 @dataclass
 class ParameterGroup:
-    """Trainable parameters of one role. `stacked`: axis 0 is the member."""
+    """Trainable parameters of one role. `stacked`: axis 0 is the member; `lr_scale`: their share of `train.lr`."""
 
     role: Role
     parameters: dict[str, nn.Parameter]
     stacked: bool = True
+    lr_scale: float = 1.0
 
 
 @dataclass
@@ -162,6 +167,7 @@ class Ensemble(nn.Module):
         self.backbone = backbone
         self.groups: list[ParameterGroup] = []
         self.facts: dict[str, Any] = {}  # what the method wants the report to say
+        self.kept: dict[str, Tensor] = {}  # stored with the trained state, though not trained
         self.decay_origins: dict[str, Tensor] = {}  # parameter name -> what weight decay pulls toward
         if heads.trainable:
             named = {f"heads.{n}": p for n, p in heads.named_parameters()}
@@ -190,6 +196,20 @@ class Ensemble(nn.Module):
     def rounds(self) -> list[Round]:
         """The optimisations this method needs; one of all members unless a method says otherwise."""
         return [Round(tuple(range(self.n_members)))]
+
+    def on_progress(self, share: float) -> None:
+        """What follows a schedule: called before every optimiser step with the share of the round's steps that are done."""
+
+    def touched(self, members: tuple[int, ...]) -> set[str]:
+        """Names of the trained state that training these members may change."""
+        return set(self.trainable())
+
+    def copy_member(self, source: int, target: int) -> None:
+        """Give member `target` the trained state of member `source`."""
+        with torch.no_grad():
+            for group in self.groups:
+                for parameter in group.parameters.values() if group.stacked else ():
+                    parameter[target] = parameter[source]
 
     def set_training(self, training: bool) -> None:
         """Dropout only where the method asks for it; normalisation statistics stay frozen."""
@@ -220,12 +240,15 @@ class Ensemble(nn.Module):
         """Every trainable parameter by name."""
         return {name: p for group in self.groups for name, p in group.parameters.items()}
 
+    def _stored(self) -> dict[str, Tensor]:
+        own: dict[str, Tensor] = {**self.trainable(), **self.kept}
+        if not self.heads.trainable:
+            own |= {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+        return own
+
     def state(self) -> dict[str, Tensor]:
         """The trained state: what `ensemble.safetensors` holds."""
-        state = {name: p.detach().clone().contiguous() for name, p in self.trainable().items()}
-        if not self.heads.trainable:
-            state |= {f"heads.{n}": p.detach().clone() for n, p in self.heads.named_parameters()}
-        return state
+        return {name: p.detach().clone().contiguous() for name, p in self._stored().items()}
 
     def load_trained(self, state: Mapping[str, Tensor]) -> None:
         """Put a trained state in place.
@@ -233,9 +256,7 @@ class Ensemble(nn.Module):
         Raises:
             CheckpointError: a tensor is missing, left over or of another shape; nothing is re-initialised.
         """
-        own: dict[str, Tensor] = {**self.trainable()}
-        if not self.heads.trainable:
-            own |= {f"heads.{n}": p for n, p in self.heads.named_parameters()}
+        own = self._stored()
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise CheckpointError(

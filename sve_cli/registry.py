@@ -58,6 +58,13 @@ METHODS = Registry(
         "sve": "sve_cli.methods.sve:SVE",
         "heads_only": "sve_cli.methods.heads_only:HeadsOnly",
         "single": "sve_cli.methods.single:Single",
+        "lora_ensemble": "sve_cli.methods.lora_ensemble:LoraEnsemble",
+        "svfit": "sve_cli.methods.svfit:SVFit",
+        "sve_lora": "sve_cli.methods.sve_lora:SveLora",
+        "batch_ensemble": "sve_cli.methods.batch_ensemble:BatchEnsemble",
+        "deep_ensemble": "sve_cli.methods.deep_ensemble:DeepEnsemble",
+        "snapshot": "sve_cli.methods.snapshot:Snapshot",
+        "mc_dropout": "sve_cli.methods.mc_dropout:MCDropout",
     },
 )
 
@@ -65,10 +72,11 @@ METHODS = Registry(
 METHOD_ALIASES: dict[str, tuple[str, dict[str, object]]] = {
     "svf": ("sve", {"members": 1}),
     "linear_probe": ("heads_only", {"members": 1}),
+    "lora": ("lora_ensemble", {"members": 1}),
 }
 
 # Methods that are one network by nature: `method.members` is 1 and need not be written.
-ONE_NETWORK = ("single",)
+ONE_NETWORK = ("single", "svfit")
 
 TASKS = Registry(
     "task",
@@ -94,6 +102,9 @@ METRICS = Registry(
         "ece_class_w15": "sve_cli.metrics.classwise_ece:classwise_ece",
         "mce_top1_w15": "sve_cli.metrics.mce:mce_top1",
         "aurc": "sve_cli.metrics.aurc:aurc",
+        "nll_soft": "sve_cli.metrics.soft_labels:nll_soft",
+        "kl_soft": "sve_cli.metrics.soft_labels:kl_soft",
+        "brier_soft": "sve_cli.metrics.soft_labels:brier_soft",
         "disagreement": "sve_cli.metrics.disagreement:disagreement",
         "entropy_mean": "sve_cli.metrics.uncertainty:entropy_mean",
         "expected_entropy_mean": "sve_cli.metrics.uncertainty:expected_entropy_mean",
@@ -122,5 +133,10 @@ EXPORTERS = Registry(
 
 RENDERERS = Registry(
     "report view",
-    {"md": "sve_cli.render.markdown:render_markdown", "html": "sve_cli.render.html:render_html"},
+    {
+        "md": "sve_cli.render.markdown:render_markdown",
+        "html": "sve_cli.render.html:render_html",
+        "bench_md": "sve_cli.render.bench:render_markdown",
+        "bench_html": "sve_cli.render.bench:render_html",
+    },
 )

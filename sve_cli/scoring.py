@@ -13,25 +13,32 @@ from sve_cli.metrics.binning import bin_index
 from sve_cli.ood.base import OodScore
 from sve_cli.ood.detection import DETECTION, weighted_auroc
 from sve_cli.posthoc.temperature import Temperature
+from sve_cli.posthoc.vector import Vector
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.recipe.spec import EvaluateSpec
 from sve_cli.registry import METRICS, OOD_SCORES
 from sve_cli.report import MetricValue, OodSet, ReliabilityBin, Row
 from sve_cli.statistics import block_size, bootstrap_counts, percentile_interval, require_usable, seeded, wilson_interval
 
-MEMBER_METRICS = ("accuracy", "nll", "brier", "ece_top1_w15")
+MEMBER_METRICS = ("accuracy", "nll", "brier", "ece_top1_w15", "nll_soft", "brier_soft")
 HISTOGRAM_BINS = 40
 SMALL_SET = 500
 _AVERAGE = {"probs": "mean of probabilities", "logits": "mean of logits"}
 
 
 def score(
-    test: Predictions, spec: EvaluateSpec, *, temperature: Temperature | None, before: Predictions | None = None, seed: int = 0
+    test: Predictions,
+    spec: EvaluateSpec,
+    *,
+    temperature: Temperature | None,
+    vector: Vector | None = None,
+    before: Predictions | None = None,
+    seed: int = 0,
 ) -> list[Row]:
-    """Score the ensemble, and beside it the temperature-scaled one, each member (when M > 1) and the checkpoint before training.
+    """Score the ensemble, and beside it the scaled ones, each member (when M > 1) and the checkpoint before training.
 
     All rows share their bootstrap resamples (same seed), so that rows over the same samples are paired. Metrics that need
-    labels are left out where no label is known.
+    labels are left out where no label is known, those that need label distributions where the data has none.
 
     Raises:
         SveError: logits that are not finite, or labels of options that do not exist.
@@ -42,6 +49,8 @@ def score(
     if temperature is not None:
         scaled_title = f"{title}, temperature T = {temperature.value:.3f}"
         rows.append(_row("temperature", scaled_title, temperature.apply(test), everything, spec, seed))
+    if vector is not None:
+        rows.append(_row("vector", f"{title}, vector scaling", vector.apply(test), everything, spec, seed))
     if test.n_members > 1:
         members = range(test.n_members)
         rows += [_row(f"members.{m}", f"Member {m}", test.member(m), list(MEMBER_METRICS), spec, seed) for m in members]
@@ -52,7 +61,7 @@ def score(
 
 def _row(key: str, title: str, predictions: Predictions, names: list[str], spec: EvaluateSpec, seed: int) -> Row:
     view = aggregate(predictions, spec.aggregate)
-    metrics: list[Metric] = [METRICS.resolve(name) for name in names]
+    metrics: list[Metric] = [metric for name in names if (metric := METRICS.resolve(name)).applies(view)]
     values: dict[str, MetricValue] = {}
     if view.labelled().n == view.n:
         values = _values(view, metrics, spec, seed)
@@ -230,14 +239,15 @@ def data_warnings(test: Predictions) -> list[str]:
 
 
 def headline(rows: list[Row], ood: list[OodSet]) -> list[str]:
-    """Two to four plain sentences: accuracy, calibration, whether a temperature would help, OOD detection."""
+    """Two to five plain sentences: accuracy, calibration, whether a temperature or vector scaling would help, OOD detection."""
     by_key = {row.key: row for row in rows}
     ensemble = by_key["ensemble"]
     sentences = []
     if "accuracy" in ensemble.metrics:
         sentences += [_accuracy_sentence(ensemble, by_key.get("before")), _calibration_sentence(ensemble)]
-        if "temperature" in by_key:
-            sentences.append(_temperature_sentence(ensemble, by_key["temperature"]))
+        for key, name in (("temperature", "A temperature"), ("vector", "Vector scaling")):
+            if key in by_key:
+                sentences.append(_scaling_sentence(name, ensemble, by_key[key]))
     else:
         sentences.append("No sample has a label, so accuracy and calibration cannot be judged.")
     if ood:
@@ -283,13 +293,13 @@ def _calibration_sentence(ensemble: Row) -> str:
     return f"On average it says {_percent(mean)} and is right {_percent(accuracy.value)} of the time: {word}; {error}."
 
 
-def _temperature_sentence(ensemble: Row, scaled: Row) -> str:
+def _scaling_sentence(name: str, ensemble: Row, scaled: Row) -> str:
     """A change of the NLL below 1 % is called none; above, its direction decides."""
     before, after = ensemble.metrics["nll"].value, scaled.metrics["nll"].value
     ece = f"ECE {_percent(_ece_of(ensemble).value)} → {_percent(_ece_of(scaled).value)}"
     change = (after - before) / before if before > 0 else 0.0
     verdict = "would change little" if abs(change) < 0.01 else "would help" if change < 0 else "would do harm"
-    return f"A temperature fitted on validation {verdict}: NLL {before:.3f} → {after:.3f}, {ece}."
+    return f"{name} fitted on validation {verdict}: NLL {before:.3f} → {after:.3f}, {ece}."
 
 
 def _ood_sentence(ood: list[OodSet]) -> str:

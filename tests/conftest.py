@@ -348,7 +348,8 @@ class Lab:
 
     def quiet_start(self, method: str) -> dict[str, Any]:
         """Parameters under which every member starts as the checkpoint."""
-        return {f.name: 0.0 for f in fields(METHODS.resolve(method).Params) if f.name.endswith("_init")}
+        quiet = ("_init", "init_std", "rate")
+        return {f.name: 0.0 for f in fields(METHODS.resolve(method).Params) if f.name.endswith(quiet) and type(f.default) is float}
 
 
 @pytest.fixture(scope="session")

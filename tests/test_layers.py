@@ -14,11 +14,11 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"workflows", "console"},
-    {"training", "prediction", "scoring", "gate", "certify", "plan"},
+    {"training", "prediction", "scoring", "comparison", "gate", "certify", "plan"},
     {"methods", "tasks", "data", "posthoc", "metrics", "ood", "export", "render"},
-    {"ensemble"},
+    {"ensemble", "diversity"},
     {"linear_forms", "factors", "backbone", "rundir"},
-    {"recipe", "predictions", "report", "statistics", "samples"},
+    {"recipe", "predictions", "report", "benchmark", "findings", "statistics", "samples"},
     {"registry", "errors"},
 ]
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

@@ -8,6 +8,7 @@ import pytest
 
 from sve_cli.errors import SveError
 from sve_cli.posthoc.temperature import Temperature
+from sve_cli.posthoc.vector import Vector
 from sve_cli.predictions import Predictions
 from sve_cli.recipe.spec import EvaluateSpec
 from sve_cli.registry import METRICS, OOD_SCORES
@@ -15,6 +16,7 @@ from sve_cli.report import Report
 from sve_cli.scoring import data_warnings, headline, score, score_ood
 
 SPEC = EvaluateSpec(bootstrap=200)
+HARD = [name for name in METRICS if not METRICS.resolve(name).needs_soft_labels]
 
 
 def make(n: int = 300, members: int = 3, classes: int = 4, shift: float = 3.0, dataset: str = "toy", seed: int = 0) -> Predictions:
@@ -29,7 +31,7 @@ def make(n: int = 300, members: int = 3, classes: int = 4, shift: float = 3.0, d
 def test_rows_and_intervals() -> None:
     rows = score(make(), SPEC, temperature=Temperature(1.5, 10, 1.0, 0.9), before=make(members=1, shift=0.0), seed=1)
     assert [r.key for r in rows] == ["ensemble", "temperature", "members.0", "members.1", "members.2", "before"]
-    assert list(rows[0].metrics) == list(METRICS)
+    assert list(rows[0].metrics) == HARD
     assert list(rows[2].metrics) == ["accuracy", "nll", "brier", "ece_top1_w15"]
     for name, value in rows[0].metrics.items():
         assert value.low is not None and value.high is not None and value.low <= value.high, name
@@ -78,13 +80,31 @@ def test_partly_and_fully_unlabelled() -> None:
     half = replace(test, labels_N=np.where(np.arange(300) < 100, test.labels_N, -1))
     metrics = score(half, SPEC, temperature=None)[0].metrics
     known = score(test.subset(np.arange(100)), SPEC, temperature=None)[0].metrics
-    assert list(metrics) == list(METRICS)
+    assert list(metrics) == HARD
     assert metrics["nll"] == known["nll"] and metrics["nll"].n == 100 and metrics["entropy_mean"].n == 300
     none = replace(test, labels_N=np.full(300, -1))
     row = score(none, SPEC, temperature=None)[0]
     assert "accuracy" not in row.metrics and row.metrics["entropy_mean"].n == 300 and row.reliability == []
     assert "cannot be judged" in headline([row], [])[0]
     assert "No sample has a label" in data_warnings(none)[0]
+
+
+def test_label_distributions() -> None:
+    """Metrics against them are there where the data has them, also for samples without a label, and OOD tables are the same."""
+    test = make()
+    shares = np.random.default_rng(9).dirichlet(np.ones(4), size=300).astype(np.float32)
+    labels = np.where(np.arange(300) < 100, test.labels_N, -1)
+    soft = replace(test, labels_N=labels, soft_labels_NC=shares)
+    rows = score(soft, SPEC, temperature=Temperature(1.5, 10, 1.0, 0.9), before=make(members=1), seed=1)
+    by_key = {row.key: row.metrics for row in rows}
+    assert list(by_key["ensemble"]) == list(by_key["temperature"]) == list(METRICS) and list(by_key["before"]) == HARD
+    assert list(by_key["members.0"]) == ["accuracy", "nll", "brier", "ece_top1_w15", "nll_soft", "brier_soft"]
+    nll, kl = by_key["ensemble"]["nll_soft"], by_key["ensemble"]["kl_soft"]
+    assert nll.n == 300 and by_key["ensemble"]["nll"].n == 100 and nll.low is not None and nll.low < nll.value < (nll.high or 0)
+    assert nll.value - kl.value == pytest.approx(-(shares * np.log(shares)).sum(axis=1).mean(), rel=1e-5)
+    far = make(n=50, shift=0.0, dataset="far", seed=1)
+    marked = replace(far, soft_labels_NC=shares[:50])
+    assert score_ood(soft, [marked], SPEC) == score_ood(replace(test, labels_N=labels), [far], SPEC)
 
 
 def test_ood_table() -> None:
@@ -180,3 +200,15 @@ def test_rows_survive_the_report() -> None:
     assert report.metric("members.0.nll").value == rows[1].metrics["nll"].value
     assert report.metric("ood.far.entropy.auroc_ood").direction == "higher"
     assert '"edges"' in report.to_json()
+
+
+def test_vector_scaling_has_a_row_and_a_sentence() -> None:
+    sharp = make(n=2000, members=2)
+    timid = replace(sharp, logits_MNC=sharp.logits_MNC / 4)
+    vector = Vector([4.0] * 4, [0.0] * 4, 0.25, 10, 1.0, 0.5)
+    rows = score(timid, SPEC, temperature=Temperature(0.25, 10, 1.0, 0.5), vector=vector)
+    assert [r.key for r in rows] == ["ensemble", "temperature", "vector", "members.0", "members.1"]
+    assert rows[2].metrics == rows[1].metrics, "the temperature is a special case"
+    line = headline(rows, [])[3]
+    assert line.startswith("Vector scaling fitted on validation would help: NLL ")
+    assert [r.key for r in score(timid, SPEC, temperature=None, vector=vector)][:2] == ["ensemble", "vector"]

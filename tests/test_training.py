@@ -19,7 +19,7 @@ from sve_cli.errors import CheckpointError, DivergenceError
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import TokenisedText
-from sve_cli.training import Checkpointer, epoch_batches, learning_rate_factor, mean_nll, round_epochs
+from sve_cli.training import Checkpointer, epoch_batches, learning_rate_factor, mean_nll, round_steps
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -114,9 +114,10 @@ def test_learning_rates_by_hand() -> None:
     assert cosine[6] == pytest.approx(0.5)
     assert cosine[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert min(factors(schedule="constant", warmup=1.0)) > 0
-    assert round_epochs(TrainSpec(epochs=6), Round((0,), 0.5)) == 3
-    assert round_epochs(TrainSpec(epochs=1), Round((0,), 0.1)) == 1
-    assert round_epochs(TrainSpec(epochs=0), Round((0,))) == 0
+    assert round_steps(TrainSpec(epochs=6), Round((0,), 0.5), 7) == 21
+    assert round_steps(TrainSpec(epochs=3), Round((0,), 0.25), 9) == 7
+    assert round_steps(TrainSpec(epochs=1), Round((0,), 0.01), 9) == 1
+    assert round_steps(TrainSpec(epochs=0), Round((0,)), 9) == 0
 
 
 def test_each_role_has_its_own_learning_rate(lab: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sve_cli.backbone.base import Backbone, Head, Inputs, looks_random, replace_module
 from sve_cli.backbone.linears import LinearView
 from sve_cli.backbone.resolve import locate
-from sve_cli.backbone.targets import block_of, select_targets
+from sve_cli.backbone.targets import block_of, has_attention, select_targets
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
@@ -15,6 +15,7 @@ __all__ = [
     "Inputs",
     "LinearView",
     "block_of",
+    "has_attention",
     "load_backbone",
     "locate",
     "looks_random",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone.linears import LinearView
-from sve_cli.backbone.targets import select_targets
+from sve_cli.backbone.targets import SELECTORS, select_targets
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
@@ -80,7 +80,7 @@ class Backbone(ABC):
         """The layers a method works on, in `network` (default: the checkpoint's own)."""
         network = network if network is not None else self.network
         views = select_targets(network, spec)
-        if spec.targets not in ("auto", "all-linear"):
+        if spec.targets not in SELECTORS:
             return views
         own = self.own_classifier(network)  # members have heads of their own, and `features` never calls this one
         kept = [v for v in views if all(v.module is not m for m in own)]

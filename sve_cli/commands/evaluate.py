@@ -20,6 +20,7 @@ def evaluate(
     aggregate: Annotated[str | None, typer.Option(help="probs or logits; default: the recipe's.")] = None,
     bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
     bootstrap: Annotated[int | None, typer.Option(min=0, help="Bootstrap resamples; 0: no intervals.")] = None,
+    vector: Annotated[bool | None, typer.Option(help="Vector scaling: a weight and a bias per class.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Score a saved predictions file; needs no model.")] = None,
     model: Annotated[str | None, typer.Option(help="Score this checkpoint as it is (with --data).")] = None,
     data: Annotated[str | None, typer.Option(help="The data set for --model: name, path or set:split.")] = None,
@@ -38,10 +39,10 @@ def evaluate(
     for option, given in (("--task", task), ("--set", set_), ("--limit", limit)):
         if given is not None and model is None:
             raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
-    if model is None and (task or set_ or limit):
-        raise SveError("--task, --set and --limit only go with --model.", "Leave them out; a run keeps its recipe's settings.")
+    if vector is not None and (model is not None or predictions is not None):
+        raise SveError("--vector belongs to a run: it is fitted on the run's validation split.", "Leave it out.")
     changes: dict[str, Any] = {
-        k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap)) if v is not None
+        k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap), ("vector", vector)) if v is not None
     }
     if aggregate not in (None, "probs", "logits"):
         raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")

@@ -127,7 +127,8 @@ def _stratified(labels_N: np.ndarray, count: int, seed: int, purpose: str) -> np
 
 
 def _check_splits(spec: DataSpec, source: Source) -> None:
-    used = [s for s in (spec.splits.train, spec.splits.validation, spec.splits.test) if s is not None]
+    named = [s for s in (spec.splits.train, spec.splits.validation, spec.splits.test) if s is not None]
+    used = [s.removeprefix(f"{spec.name}:") for s in named]  # 'train' and 'set:train' are the same rows
     twice = next((s for s in used if used.count(s) > 1), None)
     if twice is not None:
         raise DataError(
@@ -176,11 +177,15 @@ def _read_split(source: Source, split: str, spec: DataSpec, key: str) -> RawSpli
 
 
 def _classes(raws: dict[str, RawSplit], source: Source, spec: DataSpec, modality: str) -> tuple[list[str], list[str]]:
-    """(classes of the task, all class names of train). Train decides, read for it alone when its names are not in the types."""
+    """(classes of the task, all class names of train).
+
+    Train decides; it is read for that alone when the split at hand is another set's, or has no names in its types.
+    """
     if modality == "multiple_choice":
         return [], []
     raw = raws.get("train") or next(iter(raws.values()))
-    if "train" not in raws and raw.class_names(spec.label) is None and _exists(spec.splits.train, source):
+    untold = raw.class_names(spec.label) is None or raw.dataset != spec.name
+    if "train" not in raws and untold and _exists(spec.splits.train, source):
         raw = _read_split(source, spec.splits.train, spec, "data.splits.train")
     _, names = coded_labels(raw, spec.label)
     return chosen_classes(names, spec.classes, raw.where), names
@@ -201,10 +206,13 @@ def _strict_samples(
         codes_N, names = coded_labels(raw, spec.label)
         unknown = strangers(codes_N, names, known)
         if unknown:
+            mend = "Correct the labels, or list the classes to keep under data.classes."
+            if raw.dataset != spec.name:
+                mend = f"The classes of '{raw.dataset}' are matched with those of '{spec.name}' by name."
             raise DataError(
                 f"Label '{unknown[0]}' of '{raw.where}' does not occur in the training split"
                 f"{f' (nor do {len(unknown) - 1} others)' if len(unknown) > 1 else ''}.",
-                f"Correct the labels, or list the classes to keep under data.classes. Training has {', '.join(known[:12])}.",
+                f"{mend} Training has {', '.join(known[:12])}.",
             )
         labels_N = mapped_labels(codes_N, names, classes)
         kept = (labels_N >= 0) | (codes_N < 0)

@@ -1,6 +1,6 @@
 """Singular Value Ensemble: frozen singular vectors, one set of singular values (and heads) per member.
 
-arXiv 2601.22068. Shapes: M members, N rows, O out, I in, R rank.
+arXiv 2601.22068. Shapes: M members, N rows, O out, I in, R rank (of the factors, or of what trains).
 """
 
 from __future__ import annotations
@@ -9,21 +9,15 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sve_cli import linear_forms
 from sve_cli.backbone import Backbone, LinearView
-from sve_cli.ensemble import (
-    Ensemble,
-    FactorSource,
-    MemberContext,
-    MemberLinear,
-    ParameterGroup,
-    TaskView,
-    keyed_generator,
-    swap_linears,
-)
+from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGroup, TaskView, keyed_generator, swap_linears
+from sve_cli.errors import SveError
 from sve_cli.factors import Factors, in_out
+from sve_cli.methods.matrix import MatrixEnsemble, MatrixLinear, pick
 from sve_cli.methods.member_norms import MemberNorm, swap_norms
 from sve_cli.recipe.spec import MethodSpec, doc
 
@@ -52,115 +46,138 @@ class Params:
         "Where weight decay pulls the singular values; the paper: zero.", "pretrained"
     )
     form: Literal["auto", "factored", "materialised", "residual"] = doc(
-        "How training computes a layer; auto: the cheaper of factored and materialised. Evaluation always uses the definition.",
-        "auto",
+        "How training computes a layer; auto: the cheapest. Evaluation always uses the definition.", "auto"
+    )
+    rank: int | None = doc("Train the k largest singular values of a layer only; null: all.", None, low=1)
+    rank_start: int | None = doc("Start with this many and widen to `rank`, largest first; null: all of them at once.", None, low=1)
+    widen_over: float = doc(
+        "Share of training over which the trained rank grows from rank_start to rank.", 0.5, above=0.0, high=1.0
     )
 
 
-class SVELinear(MemberLinear):
+class SVELinear(MatrixLinear):
     """One target: frozen factors A (R, I), B (O, R), the members' deviations of Σ and, if asked for, biases.
 
     The parameter holds (value - pretrained value), so that numbers near 1 keep their precision and weight decay pulls
-    toward the checkpoint.
-    """
+    toward the checkpoint. With `rank` it has a column for each of the K largest singular values; the others' gain is 1, and
+    their factors are kept only where the factored form, which needs them, is the cheapest.
 
-    def __init__(
-        self, view: LinearView, context: MemberContext, factors: Factors, params: Params, n_members: int, seed: int
-    ) -> None:
-        super().__init__(view, context)
-        self.params = params
-        weight_OI = view.weight_OI
-        a_RI, b_OR = in_out(weight_OI, factors)
-        for name, tensor in (("a_RI", a_RI), ("b_OR", b_OR), ("weight_OI", weight_OI), ("s_R", factors.s_R.float())):
-            self.register_buffer(name, tensor, persistent=False)
-        self.relative = params.parametrisation == "relative"
-        self.register_buffer("live_R", self.s_R > NEGLIGIBLE * self.s_R.max(), persistent=False)
-        noise_MR = torch.stack(
-            [torch.randn(len(self.s_R), generator=keyed_generator(seed, "sigma", m, view.name)) for m in range(n_members)]
-        )
-        start_MR = params.sigma_init * noise_MR * (1.0 if self.relative else self.s_R)
-        self.delta_MR = nn.Parameter(torch.where(self.live_R, start_MR, torch.zeros(())))
-        self._cast: tuple[Tensor, Tensor] | None = None
-        self.bias_MO: nn.Parameter | None = None
-        bias_O = view.bias
-        if bias_O is not None and params.biases == "member":
-            draws = [torch.randn(len(bias_O), generator=keyed_generator(seed, "bias", m, view.name)) for m in range(n_members)]
-            self.bias_MO = nn.Parameter(bias_O.detach().float() + params.bias_init * torch.stack(draws))
+    Attributes:
+        width: how many columns train now (`rank_start` and `widen_over`); those beyond are still 0 and not computed.
+    """
 
     s_R: Tensor
     live_R: Tensor
     a_RI: Tensor
     b_OR: Tensor
 
+    def __init__(
+        self, view: LinearView, context: MemberContext, factors: Factors, params: Params, n_members: int, seed: int
+    ) -> None:
+        super().__init__(view, context, n_members, seed, params.biases == "member", params.bias_init)
+        self.params = params
+        out, inner = self.weight_OI.shape
+        self.full = len(factors.s_R)
+        self.rank = min(params.rank or self.full, self.full)
+        self.start = min(params.rank_start or self.rank, self.rank)
+        self.width = self.rank
+        whole = params.form == "factored" or (
+            params.form == "auto" and linear_forms.cheapest(1, out, inner, self.rank) == "factored"
+        )
+        kept = self.full if whole else self.rank
+        a_RI, b_OR = in_out(self.weight_OI, factors)  # descending singular values: the largest directions come first
+        s_R = factors.s_R.float()[: self.rank].clone()
+        for name, tensor in (("a_RI", a_RI[:kept]), ("b_OR", b_OR[:, :kept]), ("s_R", s_R)):
+            self.register_buffer(name, tensor.clone() if kept < self.full else tensor, persistent=False)
+        self.relative = params.parametrisation == "relative"
+        self.register_buffer("live_R", self.s_R > NEGLIGIBLE * self.s_R.max(), persistent=False)
+        noise_MR = torch.stack(
+            [torch.randn(self.full, generator=keyed_generator(seed, "sigma", m, view.name)) for m in range(n_members)]
+        )[:, : self.rank]
+        start_MR = params.sigma_init * noise_MR * (1.0 if self.relative else self.s_R)
+        starts_R = self.live_R & (torch.arange(self.rank) < self.start)
+        self.delta_MR = nn.Parameter(torch.where(starts_R, start_MR, torch.zeros(())))
+
+    def widen(self, share: float) -> None:
+        """Set `width` for a share of the training steps done."""
+        grown = min(1.0, share / self.params.widen_over)
+        self.width = self.start + int((self.rank - self.start) * grown)
+
+    def zero_origin_R(self) -> Tensor:
+        """The deviation at which the columns that train are a singular value of 0; 0 for the others, which must not move."""
+        unit_R = torch.ones_like(self.s_R) if self.relative else self.s_R
+        return torch.where(torch.arange(self.rank, device=unit_R.device) < self.width, -unit_R, torch.zeros_like(unit_R))
+
     def gain_MR(self, members: tuple[int, ...]) -> Tensor:
         """max(s_m, 0) / S of these members; exactly 1 where S is negligible."""
-        delta_MR = self.delta_MR if len(members) == len(self.delta_MR) else self.delta_MR[list(members)]
+        delta_MR = pick(self.delta_MR, members)
         deviation_MR = delta_MR if self.relative else delta_MR / torch.where(self.live_R, self.s_R, torch.ones(()))
         return torch.where(self.live_R, torch.relu(1 + deviation_MR), torch.ones(()))
 
-    def _training_factors(self) -> tuple[Tensor, Tensor]:
-        """The frozen factors in the precision products run in, cast once and not at every step."""
-        if not torch.is_autocast_enabled(self.a_RI.device.type):
-            return self.a_RI, self.b_OR
-        if self._cast is None:
-            dtype = torch.get_autocast_dtype(self.a_RI.device.type)
-            self._cast = (self.a_RI.to(dtype), self.b_OR.to(dtype))
-        return self._cast
-
     def forward_MNI(self, x_MNI: Tensor) -> Tensor:
-        members = self.context.members
-        gain_MR = self.gain_MR(members)
-        a_RI, b_OR = self._training_factors()
-        bias_MO = self._bias(members)
+        members, width, whole = self.context.members, self.width, self.width == self.full
+        gain_MR = self.gain_MR(members)[:, :width]
+        a_RI, b_OR = self.frozen("a_RI"), self.frozen("b_OR")
+        bias_MO = self.member_bias(members)
         form = self.params.form
         if form == "auto":
-            form = linear_forms.cheapest(x_MNI.shape[1], self.b_OR.shape[0], self.a_RI.shape[1])
+            form = linear_forms.cheapest(x_MNI.shape[1], self.weight_OI.shape[0], self.weight_OI.shape[1], width)
         if form == "factored":
-            return linear_forms.factored(x_MNI, a_RI, b_OR, gain_MR, bias_MO)
+            return linear_forms.factored(x_MNI, a_RI, b_OR, F.pad(gain_MR, (0, self.full - width), value=1.0), bias_MO)
+        a_RI, b_OR = a_RI[:width], b_OR[:, :width]
         if form == "residual":
-            y_MNO = linear_forms.residual(x_MNI, self.weight_OI, a_RI, b_OR, gain_MR)
+            y_MNO = linear_forms.residual(x_MNI, self.frozen("weight_OI"), a_RI, b_OR, gain_MR)
         else:
-            y_MNO = linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR)
+            y_MNO = linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR, None if whole else self.frozen("weight_OI"))
         return y_MNO if bias_MO is None else y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
-
-    def _bias(self, members: tuple[int, ...]) -> Tensor | None:
-        if self.bias_MO is None:
-            return None if self.view.bias is None else self.view.bias.unsqueeze(0)
-        return self.bias_MO if len(members) == len(self.bias_MO) else self.bias_MO[list(members)]
 
     def merged(self, member: int) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():
-            weight_OI = linear_forms.merged_weight(self.weight_OI, self.a_RI, self.b_OR, self.gain_MR((member,))[0])
-            return weight_OI, self.view.bias if self.bias_MO is None else self.bias_MO[member].detach()
-
-    def averaged(self) -> tuple[Tensor, Tensor | None]:
-        """Matrix and bias at the mean of the members' singular values and biases."""
-        with torch.no_grad():
-            gain_R = self.gain_MR(tuple(range(len(self.delta_MR)))).mean(0)
-            weight_OI = linear_forms.merged_weight(self.weight_OI, self.a_RI, self.b_OR, gain_R)
-            return weight_OI, self.view.bias if self.bias_MO is None else self.bias_MO.detach().mean(0)
+            a_RI, b_OR, gain_R = self.a_RI[: self.rank], self.b_OR[:, : self.rank], self.gain_MR((member,))[0]
+            return linear_forms.merged_weight(self.weight_OI, a_RI, b_OR, gain_R), self.plain_bias(member)
 
 
-class SVEEnsemble(Ensemble):
-    """An ensemble of singular values."""
+class SVEEnsemble(MatrixEnsemble):
+    """An ensemble of singular values; some of its layers may have low-rank updates beside or instead of them."""
 
-    def averaged_model(self) -> nn.Module:
-        network = self.backbone.fresh()
+    params: Params
 
-        def averaged(linear: MemberLinear) -> tuple[Tensor, Tensor | None]:
-            assert isinstance(linear, SVELinear)
-            return linear.averaged()
+    def add_groups(self, params: Params, norms: dict[str, MemberNorm]) -> None:
+        """Declare what trains besides the heads: Σ, biases, norms."""
+        self.params = params
+        linears = self._sigma_linears()
+        if linears:
+            self.groups.append(ParameterGroup("sigma", {f"{n}.delta_MR": m.delta_MR for n, m in linears.items()}))
+        self.add_biases()
+        if norms:
+            trained = {f"{n}.{k}": p for n, m in norms.items() for k, p in m.named_parameters()}
+            self.groups.append(ParameterGroup("norm", trained))
+            self.decay_origins |= {n: p.detach()[0].clone() for n, p in trained.items()}
+        self._set_origins()
+        self.facts["singular_values_per_member"] = sum(m.rank for m in linears.values())
 
-        self._write_plain(network, averaged)
-        for norm in (m for m in self.network.modules() if isinstance(m, MemberNorm)):
-            norm.write_plain(network.get_submodule(norm.name), None)
-        return self.backbone.with_head(network, self.averaged_head())
+    def on_progress(self, share: float) -> None:
+        if self.params.rank_start is not None:
+            for linear in self._sigma_linears().values():
+                linear.widen(share)
+            self._set_origins()
 
-    def member_network(self, member: int) -> nn.Module:
-        network = super().member_network(member)
-        for norm in (m for m in self.network.modules() if isinstance(m, MemberNorm)):
-            norm.write_plain(network.get_submodule(norm.name), member)
-        return network
+    def _set_origins(self) -> None:
+        if self.params.decay_toward == "zero":
+            self.decay_origins |= {f"{n}.delta_MR": m.zero_origin_R() for n, m in self._sigma_linears().items()}
+
+    def _sigma_linears(self) -> dict[str, SVELinear]:
+        return {linear.view.name: linear for linear in self.member_linears() if isinstance(linear, SVELinear)}
+
+
+def check_ranks(params: Params) -> None:
+    """Refuse a schedule that would narrow.
+
+    Raises:
+        SveError: rank_start is above rank.
+    """
+    if params.rank is not None and params.rank_start is not None and params.rank_start > params.rank:
+        raise SveError(f"method.params.rank_start is {params.rank_start}, above rank ({params.rank}).", "Start at or below `rank`.")
 
 
 class SVE:
@@ -175,40 +192,41 @@ class SVE:
 
     @staticmethod
     def build(backbone: Backbone, task: TaskView, spec: MethodSpec, factors: FactorSource, params: Any, seed: int) -> Ensemble:
-        """Swap every target for its members' version; see `Method.build`."""
+        """Swap every target for its members' version; see `Method.build`.
+
+        Raises:
+            SveError: rank_start is above rank.
+        """
+        check_ranks(params)
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
         views = backbone.targets(spec, network)
-        swapped = swap_linears(
-            network, views, lambda v: SVELinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed)
-        )
-        norms = swap_norms(network, context, spec.members) if params.train_norms else {}
-        heads = task.make_heads(spec.members, seed)
-        ensemble = SVEEnsemble(
-            backbone,
-            network,
-            heads,
-            task.classes,
-            context,
-            member_batches=params.member_batches,
-            dropout=params.dropout == "checkpoint",
-        )
-        linears = {n: m for n, m in swapped.items() if isinstance(m, SVELinear)}
-        sigma = {f"{n}.delta_MR": m.delta_MR for n, m in linears.items()}
-        ensemble.groups.append(ParameterGroup("sigma", sigma))
-        biases = {f"{n}.bias_MO": m.bias_MO for n, m in linears.items() if m.bias_MO is not None}
-        if biases:
-            ensemble.groups.append(ParameterGroup("bias", biases))
-            # The bias parameters are absolute: decay pulls them toward the checkpoint's.
-            ensemble.decay_origins |= {
-                f"{n}.bias_MO": b for n, m in linears.items() if m.bias_MO is not None and (b := m.view.bias) is not None
-            }
-        if norms:
-            trained = {f"{n}.{k}": p for n, m in norms.items() for k, p in m.named_parameters()}
-            ensemble.groups.append(ParameterGroup("norm", trained))
-            ensemble.decay_origins |= {n: p.detach()[0].clone() for n, p in trained.items()}
-        if params.decay_toward == "zero":
-            origin = {n: -(torch.ones(()) if m.relative else m.s_R) for n, m in linears.items()}
-            ensemble.decay_origins |= {f"{n}.delta_MR": o for n, o in origin.items()}
-        ensemble.facts = {"targets": len(views), "singular_values_per_member": sum(len(m.s_R) for m in linears.values())}
-        return ensemble
+        swap_linears(network, views, lambda v: SVELinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed))
+        return finish(backbone, task, network, context, params, seed, {"targets": len(views)})
+
+
+def finish(
+    backbone: Backbone,
+    task: TaskView,
+    network: nn.Module,
+    context: MemberContext,
+    params: Params,
+    seed: int,
+    facts: dict[str, Any],
+) -> SVEEnsemble:
+    """The ensemble around a network whose targets are swapped already."""
+    n_members = len(context.members)
+    norms = swap_norms(network, context, n_members) if params.train_norms else {}
+    heads = task.make_heads(n_members, seed)
+    ensemble = SVEEnsemble(
+        backbone,
+        network,
+        heads,
+        task.classes,
+        context,
+        member_batches=params.member_batches,
+        dropout=params.dropout == "checkpoint",
+    )
+    ensemble.facts = facts
+    ensemble.add_groups(params, norms)
+    return ensemble

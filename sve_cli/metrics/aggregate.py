@@ -23,6 +23,7 @@ class Aggregated:
         confidence_N: its probability.
         entropy_N, expected_entropy_N, mutual_information_N: see `statistics.ensemble_uncertainty`.
         disagreement_N: share of the pairs of members with different most probable classes; 0 for one member.
+        soft_labels_NC: the label distribution, each row summing to one; None where the data has none.
     """
 
     labels_N: np.ndarray
@@ -35,6 +36,7 @@ class Aggregated:
     expected_entropy_N: np.ndarray
     mutual_information_N: np.ndarray
     disagreement_N: np.ndarray
+    soft_labels_NC: np.ndarray | None = None
 
     @property
     def n(self) -> int:
@@ -54,7 +56,8 @@ class Aggregated:
         keep = self.labels_N != UNKNOWN_LABEL
         if keep.all():
             return self
-        return replace(self, **{f.name: getattr(self, f.name)[keep] for f in fields(self)})
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
 
 
 def log_probs(predictions: Predictions) -> np.ndarray:
@@ -66,7 +69,8 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
     """Aggregate the members: `how` is "probs" (mean of probabilities) or "logits" (softmax of the mean logits).
 
     Raises:
-        SveError: logits are not finite, a sample has no options, or a label names an option that does not exist.
+        SveError: logits are not finite, a sample has no options, a label names an option that does not exist, or soft labels
+            are no distribution over the options.
     """
     where = source_name(predictions)
     require_usable(predictions.logits_MNC, predictions.mask_NC, predictions.ids_N, where)
@@ -91,12 +95,31 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
         expected_entropy_N=uncertainty.expected_N,
         mutual_information_N=uncertainty.mutual_N,
         disagreement_N=_disagreement(predictions.logits_MNC, exists_NC),
+        soft_labels_NC=_soft_labels(predictions, exists_NC, where),
     )
 
 
 def source_name(predictions: Predictions) -> str:
     """The data set and split in one word, for messages."""
     return f"{predictions.dataset}:{predictions.split}" if predictions.split else predictions.dataset
+
+
+def _soft_labels(predictions: Predictions, exists_NC: np.ndarray, where: str) -> np.ndarray | None:
+    """The label distributions in float64, renormalised (they are stored in float32)."""
+    if predictions.soft_labels_NC is None:
+        return None
+    soft_NC = predictions.soft_labels_NC.astype(np.float64)
+    if soft_NC.shape != exists_NC.shape:
+        raise SveError(f"The label distributions of '{where}' have shape {soft_NC.shape}, its predictions {exists_NC.shape}.")
+    total_N = np.where(exists_NC, soft_NC, 0.0).sum(axis=1)
+    good_N = (soft_NC >= 0).all(axis=1) & (np.abs(soft_NC.sum(axis=1) - 1.0) <= 1e-3) & (np.abs(total_N - 1.0) <= 1e-3)
+    if not good_N.all():
+        sample = predictions.ids_N[int(np.argmin(good_N))]
+        raise SveError(
+            f"The label distribution of sample '{sample}' of '{where}' is no distribution over its options.",
+            "It must hold numbers from 0 to 1 that sum to one.",
+        )
+    return np.where(exists_NC, soft_NC, 0.0) / total_N[:, None]
 
 
 def _disagreement(logits_MNC: np.ndarray, exists_NC: np.ndarray) -> np.ndarray:

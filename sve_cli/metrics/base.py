@@ -27,6 +27,7 @@ class Metric:
         sentence: the definition in one line; may contain `{bins}`.
         prepare: (view, bins) -> the metric as a function of sample weights. Called with at least one sample.
         needs_labels: samples without a label are left out.
+        needs_soft_labels: left out where the data has no label distributions.
         max_resamples: take at most this many bootstrap resamples (for the dear ones); None: all.
     """
 
@@ -36,6 +37,7 @@ class Metric:
     prepare: Callable[[Aggregated, int], Weighted]
     needs_labels: bool = True
     max_resamples: int | None = None
+    needs_soft_labels: bool = False
 
     def key(self, bins: int = DEFAULT_BINS) -> str:
         """The report key."""
@@ -50,10 +52,14 @@ class Metric:
         """The samples this metric is about."""
         return view.labelled() if self.needs_labels else view
 
+    def applies(self, view: Aggregated) -> bool:
+        """Whether the data has what the metric needs beside labels."""
+        return view.soft_labels_NC is not None or not self.needs_soft_labels
+
     def compute(self, view: Aggregated, bins: int = DEFAULT_BINS) -> float:
-        """The value; NaN when no sample is left."""
+        """The value; NaN when no sample is left, or when the metric does not apply."""
         rows = self.rows(view)
-        return float(self.prepare(rows, bins)(np.ones((rows.n, 1)))[0]) if rows.n else float("nan")
+        return float(self.prepare(rows, bins)(np.ones((rows.n, 1)))[0]) if rows.n and self.applies(view) else float("nan")
 
 
 def weighted_mean(values_N: np.ndarray) -> Weighted:

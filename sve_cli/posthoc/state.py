@@ -9,6 +9,7 @@ import numpy as np
 
 from sve_cli.errors import SveError
 from sve_cli.posthoc.temperature import Temperature
+from sve_cli.posthoc.vector import Vector
 from sve_cli.statistics import seeded
 
 SCHEMA = "sve-posthoc/1"
@@ -19,6 +20,7 @@ class Posthoc:
     """What was fitted on held-back predictions; None: not fitted. Further steps become further fields."""
 
     temperature: Temperature | None = None
+    vector: Vector | None = None
 
     def to_json(self) -> str:
         """The JSON document."""
@@ -35,8 +37,11 @@ class Posthoc:
             raw = json.loads(text)
             if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
                 raise SveError(f"This is not a post-hoc document of schema {SCHEMA}.", "Evaluate the run again.")
-            temperature = raw["temperature"]
-            return Posthoc(temperature=None if temperature is None else Temperature(**temperature))
+            temperature, vector = raw["temperature"], raw.get("vector")  # older documents have no vector
+            return Posthoc(
+                temperature=None if temperature is None else Temperature(**temperature),
+                vector=None if vector is None else Vector(**vector),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise SveError(f"The post-hoc document is damaged ({error}).", "Evaluate the run again.") from error
 
@@ -44,8 +49,8 @@ class Posthoc:
 def split_validation(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split the rows of a validation set in two halves by seed, each in increasing order -> (selection, calibration).
 
-    Selection (the larger half when n is odd) serves model selection and the temperature; calibration serves thresholds
-    and conformal sets.
+    Selection (the larger half when n is odd) serves model selection, the temperature and vector scaling; calibration serves
+    thresholds and conformal sets.
     """
     order = seeded(seed, "validation split").permutation(n)
     half = (n + 1) // 2

@@ -94,7 +94,9 @@ class MethodSpec:
     name: str = doc("A registered method or alias: sve, svf, heads_only, linear_probe, single.")
     members: int = doc("Number of members M.", 4, low=1, high=256)
     targets: str | list[str] = doc(
-        "auto (attention and MLP linears of the blocks), all-linear, a regular expression ('re:…'), or layer names.", "auto"
+        "auto (attention and MLP linears of the blocks), attention or mlp (one of the two), all-linear, "
+        "a regular expression ('re:…'), or layer names.",
+        "auto",
     )
     exclude: list[str] = doc("Layers to leave out: names, or regular expressions ('re:…').", [])
     last_blocks: int | None = doc("Only the last k blocks; null: all.", None, low=1)
@@ -136,6 +138,7 @@ class EvaluateSpec:
     aggregate: Literal["probs", "logits"] = doc("Average the members' probabilities or logits.", "probs")
     bins: int = doc("Bins of the calibration errors and of the reliability diagram.", 15, low=2, high=1000)
     temperature: bool = doc("Fit a temperature on validation NLL and report it beside.", True)
+    vector: bool = doc("Fit a weight and a bias per class on validation NLL (vector scaling) and report it beside.", False)
     bootstrap: int = doc("Bootstrap resamples behind each interval; 0: no intervals.", 1000, low=0)
     confidence: float = doc("Level of the intervals.", 0.95, above=0.5, high=0.999)
     batch_size: int = doc("Samples per prediction batch.", 128, low=1)

@@ -183,3 +183,26 @@ def split_svg(aleatoric: float, epistemic: float, label: str) -> str:
     bar.text(4, 14, f"aleatoric {100 * aleatoric / total:.0f} %", "name", "start")
     bar.text(356, 14, f"epistemic {100 * epistemic / total:.0f} %", "name", "end")
     return svg(50, label, bar.parts)
+
+
+def pairs_svg(matrix: Sequence[Sequence[float]], texts: Sequence[Sequence[str]], full: float, label: str) -> str:
+    """One square for each pair of members, the more coloured the larger its value; the diagonal stays empty.
+
+    `full`: the value that is fully coloured. Negative values have the other colour; squares too small for their text have none.
+    """
+    m = len(matrix)
+    side = min(58.0, 330.0 / max(m, 1))
+    plot = Frame((28, 40, 28 + m * side, 40 + m * side), (0, m), (m, 0))
+    plot.text(4, 11, "Member", "name", "start")
+    for a in range(m):
+        plot.text(plot.x(a + 0.5), 33, str(a))
+        plot.text(21, plot.y(a + 0.5) + 3.8, str(a), anchor="end")
+        for b in range(m):
+            x, y, value = plot.x(b), plot.y(a), matrix[a][b]
+            strength = min(abs(value) / full, 1.0) if a != b and full > 0 and math.isfinite(value) else 0.0
+            style = "solid-ood" if value < 0 else "solid-id"
+            box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{side - 1:.1f}" height="{side - 1:.1f}"'
+            plot.parts.append(f'<rect class="cell" {box}/><rect class="{style}" fill-opacity="{0.45 * strength:.2f}" {box}/>')
+            if a != b and side >= 34:
+                plot.text(plot.x(b + 0.5), plot.y(a + 0.5) + 3.8, texts[a][b], "value")
+    return svg(44 + m * side, label, plot.parts)

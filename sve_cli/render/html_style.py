@@ -47,12 +47,14 @@ figcaption{margin-bottom:.5rem}figcaption b{display:block;color:var(--ink);font-
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .tick{font-size:11px;fill:var(--soft)}.name{font-size:11.5px;fill:var(--soft)}
+.value{font-size:11px;fill:var(--ink)}.cell{fill:none;stroke:var(--rule);stroke-width:1}
 .grid{stroke:var(--rule);stroke-width:1}.axis{stroke:var(--strong-rule);stroke-width:1}
 .diagonal{stroke:var(--soft);stroke-width:1.2;stroke-dasharray:4 4}
 .band,.fill-id{fill:var(--id-fill)}.fill-ood{fill:var(--ood-fill)}.bar-id{fill:var(--id);opacity:.6}
 .solid-id,.dot-id{fill:var(--id)}.solid-ood,.dot-ood{fill:var(--ood)}
 .stroke-id,.stroke-ood{fill:none;stroke:var(--id);stroke-width:1.8;stroke-linejoin:round}
 .stroke-ood{stroke:var(--ood);stroke-dasharray:5 3}
+.stroke-tie{fill:none;stroke:var(--soft);stroke-width:1.8}.dot-tie{fill:var(--soft)}.whisker{stroke:var(--id);stroke-width:1}
 @media screen and (max-width:40rem){
 .words thead{display:none}.words tr{display:block;padding:.55rem 0;border-bottom:1px solid var(--rule)}
 .words th,.words td{display:block;padding:0;border:0}.words tbody th{font-weight:600}}

@@ -14,20 +14,20 @@ def render_markdown(report: Report) -> str:
     blocks = [f"# {escape(report.title)}", escape(tables.subtitle(report))]
     if report.headline:
         blocks.append(f"**{escape(report.headline[0])}**")
-        blocks.append(_bullets(report.headline[1:]))
+        blocks.append(bullets(report.headline[1:]))
     if report.warnings:
-        blocks += ["## Warnings", _bullets(report.warnings)]
-    blocks += ["## Results", _table(tables.score_table(report)), _section("### Further metrics", tables.further_table(report))]
-    blocks.append(_section("## Uncertainty: total = aleatoric + epistemic", tables.split_table(report)))
+        blocks += ["## Warnings", bullets(report.warnings)]
+    blocks += ["## Results", table(tables.score_table(report)), section("### Further metrics", tables.further_table(report))]
+    blocks.append(section("## Uncertainty: total = aleatoric + epistemic", tables.split_table(report)))
     if report.ood:
         blocks.append("## Out-of-distribution detection")
     for ood in report.ood:
         sizes = f"{ood.n_id:,} samples in distribution, {ood.n_ood:,} out."
-        blocks += [f"### {escape(ood.name)}", sizes, _table(tables.ood_table(ood))]
-    blocks.append(_section("## Training", tables.history_table(report)))
-    blocks.append(_section("## Parameters", tables.parameter_table(report)))
-    blocks.append(_section("## Definitions", tables.definition_table(report)))
-    blocks.append(_section("## Provenance", tables.provenance_table(report)))
+        blocks += [f"### {escape(ood.name)}", sizes, table(tables.ood_table(ood))]
+    blocks.append(section("## Training", tables.history_table(report)))
+    blocks.append(section("## Parameters", tables.parameter_table(report)))
+    blocks.append(section("## Definitions", tables.definition_table(report)))
+    blocks.append(section("## Provenance", tables.provenance_table(report)))
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
@@ -40,17 +40,20 @@ def escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("@", "&#64;")
 
 
-def _bullets(lines: list[str]) -> str:
+def bullets(lines: list[str]) -> str:
+    """A list; nothing for no lines."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
-def _section(heading: str, table: Table | None) -> str:
-    return f"{heading}\n\n{_table(table)}" if table else ""
+def section(heading: str, content: Table | None) -> str:
+    """A heading with its table; nothing without one."""
+    return f"{heading}\n\n{table(content)}" if content else ""
 
 
-def _table(table: Table) -> str:
-    rule = ["---:" if i in table.numeric else "---" for i in range(len(table.columns))]
-    lines = [[escape(cell) for cell in table.columns], rule]
-    for i, row in enumerate(table.rows):
-        lines.append([f"**{escape(cell)}**" if i in table.strong else escape(cell) for cell in row])
+def table(content: Table) -> str:
+    """A table, its numbers set right."""
+    rule = ["---:" if i in content.numeric else "---" for i in range(len(content.columns))]
+    lines = [[escape(cell) for cell in content.columns], rule]
+    for i, row in enumerate(content.rows):
+        lines.append([f"**{escape(cell)}**" if i in content.strong else escape(cell) for cell in row])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -25,6 +25,9 @@ _NAMES = {
     "ece_class_w": "ECE, class-wise",
     "mce_top1_w": "Largest bin error",
     "aurc": "AURC",
+    "nll_soft": "NLL, label distribution",
+    "kl_soft": "KL, label distribution",
+    "brier_soft": "Brier, label distribution",
     "disagreement": "Disagreement",
     "entropy_mean": "Total uncertainty",
     "expected_entropy_mean": "Aleatoric uncertainty",
@@ -128,9 +131,9 @@ def main_keys(report: Report) -> list[str]:
 
 
 def ordered_rows(report: Report) -> list[Row]:
-    """Ensemble, temperature, before, then the others as they come, members last."""
-    rank = {"ensemble": 0, "temperature": 1, "before": 2}
-    return sorted(report.rows, key=lambda row: (row.key.startswith("members."), rank.get(row.key, 3)))
+    """Ensemble, temperature, vector, before, then the others as they come, members last."""
+    rank = {"ensemble": 0, "temperature": 1, "vector": 2, "before": 3}
+    return sorted(report.rows, key=lambda row: (row.key.startswith("members."), rank.get(row.key, 4)))
 
 
 def score_table(report: Report) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer
-from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_epochs, training_precision
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
 
 __all__ = [
     "Checkpointer",
@@ -13,6 +13,6 @@ __all__ = [
     "epoch_batches",
     "learning_rate_factor",
     "mean_nll",
-    "round_epochs",
+    "round_steps",
     "training_precision",
 ]

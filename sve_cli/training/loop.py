@@ -22,7 +22,7 @@ from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, 
 from sve_cli.errors import DivergenceError
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, masked_logits, tensor_to
-from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_epochs, training_precision
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
 
@@ -74,16 +74,16 @@ class Trainer:
         checkpointer: Checkpointer,
         features: Callable[[], np.ndarray] | None = None,
     ) -> None:
-        """`features`: makes the training split's features (N, F) once, for methods that train nothing but heads."""
+        """`features`: makes the training split's features once, (N, F) or each member's own (M, N, F), when only heads train."""
         self.ensemble, self.train, self.validation, self.validate = ensemble, train, validation, validate
         self.spec, self.lr, self.seed, self.log, self.checkpointer = spec, lr, seed, log, checkpointer
-        self.features, self.features_NF = features, cast("Tensor | None", None)
+        self.features, self.features_MNF = features, cast("Tensor | None", None)
         self.device = next(ensemble.network.parameters()).device
         self.dtype = training_precision(spec, self.device)
         self.class_weights_C = self._class_weights()
         self.batches_per_epoch = math.ceil(len(train) / spec.batch_size)
         self.rounds = ensemble.rounds()
-        self.total_steps = sum(round_epochs(spec, r) for r in self.rounds) * self.batches_per_epoch
+        self.total_steps = sum(self._steps_of(r) for r in self.rounds)
         self.done_steps = 0
         self.last_save = time.monotonic()
         self.finished: list[dict[str, Any]] = []
@@ -105,9 +105,12 @@ class Trainer:
                 continue
             self._round(number, r, resume if number == resume.get("round") else {})
         seconds = time.monotonic() - started
-        steps = self.done_steps - first_step
-        rate = steps * self.spec.batch_size * self.ensemble.n_members / max(seconds, 1e-9)
+        passes = sum(self._steps_of(r) * len(r.members) for r in self.rounds) / max(self.total_steps, 1)  # members a step
+        rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
         return Fit(seconds, self.done_steps, rate, self.finished)
+
+    def _steps_of(self, r: Round) -> int:
+        return round_steps(self.spec, r, self.batches_per_epoch)
 
     def dry_step(self) -> None:
         """Forward and backward of the first batch without changing anything.
@@ -136,18 +139,22 @@ class Trainer:
             [{"params": list(g.parameters.values()), "lr": self._base_lr(g)} for g in groups],
             betas=(self.spec.betas[0], self.spec.betas[1]), weight_decay=0.0, fused=True,
         )  # fmt: skip
-        epochs = round_epochs(self.spec, r)
-        total = epochs * self.batches_per_epoch
+        total = self._steps_of(r)
+        epochs = math.ceil(total / self.batches_per_epoch)
+        if r.init_from is not None and not resume:
+            for member in r.members:
+                self.ensemble.copy_member(r.init_from, member)
         self.best: dict[str, Any] = resume.get("best") or {"validation_nll": None, "epoch": None}
-        self.best_state = {n: t.clone() for n, t in self.ensemble.state().items()}
+        self._keep_best(r)
         if resume:
             self._restore_optimiser()
         self.round_done = resume.get("round_done", 0)
         self.loss_sum_M = np.array(resume.get("loss_sum", [0.0] * len(r.members)))
         for epoch in range(resume.get("epoch", 0), epochs):
             self._epoch(number, r, epoch, total)
+        self.ensemble.on_progress(1.0)
         if self.spec.select == "validation_nll" and self.best["validation_nll"] is not None:
-            self.ensemble.load_trained(self.best_state)
+            self.ensemble.load_trained({**self.ensemble.state(), **self.best_state})
         self.finished.append({"round": number, **self.best})
 
     def _base_lr(self, group: ParameterGroup) -> float:
@@ -155,14 +162,15 @@ class Trainer:
             return self.spec.head_lr
         if group.role in ("bias", "norm"):
             return self.spec.bias_lr if self.spec.bias_lr is not None else self.lr / 10
-        return self.lr
+        return self.lr * group.lr_scale
 
     def _epoch(self, number: int, r: Round, epoch: int, total: int) -> None:
         began = time.monotonic()
         keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
         batches = [epoch_batches(self.train, self.spec.batch_size, self.seed + 7919 * number, k, epoch) for k in keys]
         start = self.round_done - epoch * self.batches_per_epoch
-        for k in range(start, self.batches_per_epoch):
+        steps = min(self.batches_per_epoch, total - epoch * self.batches_per_epoch)  # the last epoch of a cycle may be cut short
+        for k in range(start, steps):
             losses_M = self._step(r, [b[k] for b in batches], total, (number, epoch, k))
             self.loss_sum_M += losses_M
             self.round_done += 1
@@ -171,22 +179,23 @@ class Trainer:
                 check_all_called(self.ensemble)
             self.log.step(self.done_steps, self.total_steps, f"epoch {epoch + 1} loss {losses_M.mean():.3f}")
             minutes = (time.monotonic() - self.last_save) / 60
-            if k + 1 < self.batches_per_epoch and minutes >= self.spec.checkpoint_minutes:
+            if k + 1 < steps and minutes >= self.spec.checkpoint_minutes:
                 self._save(number, epoch)
         record = {
             "round": number, "epoch": epoch + 1, "step": self.done_steps,
-            "train_loss": float(self.loss_sum_M.mean() / self.batches_per_epoch),
-            "member_train_loss": [float(x / self.batches_per_epoch) for x in self.loss_sum_M],
+            "train_loss": float(self.loss_sum_M.mean() / steps),
+            "member_train_loss": [float(x / steps) for x in self.loss_sum_M],
             **self._validate(r),
             "seconds": round(time.monotonic() - began, 2),
         }  # fmt: skip
         self.loss_sum_M[:] = 0
-        self._select(record)
+        self._select(r, record)
         self.log.epoch(record)
         self._save(number, epoch + 1)
 
     def _step(self, r: Round, rows: list[np.ndarray], total: int, key: tuple[int, int, int]) -> np.ndarray:
         """One optimiser step; returns the members' mean losses."""
+        self.ensemble.on_progress(self.round_done / total)
         factor = learning_rate_factor(self.round_done, total, self.spec)
         for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters), strict=True):
             group["lr"] = self._base_lr(g) * factor
@@ -240,9 +249,10 @@ class Trainer:
         """Logits (M, B, C) of these members, each on its own part of the rows, or all on the one part given."""
         stacked = np.concatenate(part)
         if self.features is not None:
-            features_NF = self._features()
-            features_MBF = features_NF[torch.from_numpy(stacked)].reshape(len(part), -1, features_NF.shape[1])
-            return self.ensemble.heads(features_MBF.expand(len(members), -1, -1), members)
+            features_MNF = self._features()
+            rows_MB = torch.from_numpy(stacked).reshape(len(part), -1)
+            own_M1 = torch.tensor(members if len(features_MNF) > 1 else [0]).unsqueeze(1)
+            return self.ensemble.heads(features_MNF[own_M1, rows_MB].expand(len(members), -1, -1), members)
         if self.train.augments:  # each member's own draw, whether members run batched or one by one
             names = members if len(part) > 1 or self.ensemble.member_batches == "independent" else ("all",)
             drawn = [self.train.batch(b, keyed_generator(self.seed, "augment", n, *key)) for b, n in zip(part, names, strict=True)]
@@ -258,9 +268,10 @@ class Trainer:
 
     def _features(self) -> Tensor:
         assert self.features is not None
-        if self.features_NF is None:
-            self.features_NF = torch.from_numpy(self.features()).to(self.device)
-        return self.features_NF
+        if self.features_MNF is None:
+            made = torch.from_numpy(self.features()).to(self.device)
+            self.features_MNF = made.unsqueeze(0) if made.ndim == 2 else made  # (1, N, F): the same for every member
+        return self.features_MNF
 
     def _clip(self, r: Round) -> None:
         """Clip each member's gradient norm to `train.clip`."""
@@ -301,7 +312,7 @@ class Trainer:
         """Validation NLL and accuracy of the round's members, their disagreement, and their spread in Σ."""
         if self.validation is None:
             return {"validation_nll": None}
-        logits_MNC = self.validate(r.members)
+        logits_MNC = self.validate(r.judged_by or r.members)
         mask_NC = self.validation.mask_NC
         masked = logits_MNC if mask_NC is None else np.where(mask_NC, logits_MNC, -np.inf)
         labels = torch.from_numpy(self.validation.labels_N)
@@ -324,17 +335,23 @@ class Trainer:
         all_MR = torch.cat(sigma, dim=1)
         return float(torch.pdist(all_MR).mean() / all_MR.norm(dim=1).mean().clamp_min(1e-12))
 
-    def _select(self, record: dict[str, Any]) -> None:
+    def _keep_best(self, r: Round) -> None:
+        names = self.ensemble.touched(r.members)
+        self.best_state = {n: t.clone() for n, t in self.ensemble.state().items() if n in names}
+
+    def _select(self, r: Round, record: dict[str, Any]) -> None:
         nll = record["validation_nll"]
         if nll is not None and not math.isfinite(nll):
             raise DivergenceError(f"The validation NLL is not finite after epoch {record['epoch']}.", "Lower train.lr.")
         if nll is not None and (self.best["validation_nll"] is None or nll < self.best["validation_nll"]):
             self.best = {"validation_nll": nll, "epoch": record["epoch"]}
-            self.best_state = {n: t.clone() for n, t in self.ensemble.state().items()}
+            self._keep_best(r)
 
     def _save(self, number: int, epoch: int) -> None:
         """Everything a resumed run needs to give the same result to the bit."""
-        tensors = {f"state/{n}": t for n, t in self.ensemble.state().items()}
+        begun = tuple(m for r in self.rounds[: number + 1] for m in r.members)
+        names = self.ensemble.touched(begun)  # members of later rounds are still as they were built
+        tensors = {f"state/{n}": t for n, t in self.ensemble.state().items() if n in names}
         tensors |= {f"best/{n}": t for n, t in self.best_state.items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{i}/{k}": v.clone() for k, v in state.items()}
@@ -349,7 +366,8 @@ class Trainer:
         if self.checkpointer.loaded is None:
             return {}
         tensors, meta = self.checkpointer.loaded
-        self.ensemble.load_trained({n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")})
+        saved = {n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")}
+        self.ensemble.load_trained({**self.ensemble.state(), **saved})
         self.done_steps = meta["done_steps"]
         self.finished = meta["finished"]
         return meta

@@ -38,9 +38,9 @@ def epoch_batches(encoded: Encoded, batch_size: int, seed: int, member: int | st
     return [batches[i] for i in shuffle]
 
 
-def round_epochs(spec: TrainSpec, r: Round) -> int:
-    """Epochs of one round: its share of `train.epochs`, at least one unless that is 0."""
-    return max(round(spec.epochs * r.epochs_share), 1) if spec.epochs else 0
+def round_steps(spec: TrainSpec, r: Round, batches_per_epoch: int) -> int:
+    """Optimiser steps of one round: its share of `train.epochs`, at least one unless that is 0. The last epoch may be cut short."""
+    return max(round(spec.epochs * batches_per_epoch * r.epochs_share), 1) if spec.epochs else 0
 
 
 def learning_rate_factor(step: int, total: int, spec: TrainSpec) -> float:

@@ -17,6 +17,7 @@ from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.temperature import fit_temperature
+from sve_cli.posthoc.vector import fit_vector, options_vary
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
 from sve_cli.registry import RENDERERS
@@ -115,10 +116,17 @@ def _evaluate(
         before.save(store / slug(BEFORE))
     lock = read_json(run.path / "recipe.lock.json")
     title = f"{recipe.method.name}, {recipe.method.members} member{'s' if recipe.method.members > 1 else ''}, on {recipe.data.name}"
+    if "transferred_from" in lock:
+        title += f", transferred from {lock['transferred_from']['data']}"
     report = build_report(title, wanted["test"], [wanted[n] for n in ood], spec, posthoc, before, recipe.seed, lock["notes"])
     report = replace(
         report,
-        warnings=[*report.warnings, *ood_warnings(recipe, ood), *_limited(lock["limit"])],
+        warnings=[
+            *report.warnings,
+            *ood_warnings(recipe, ood),
+            *_left_out(spec, wanted["validation"]),
+            *_limited(lock["limit"]),
+        ],
         history=run.history(),
         parameters=_parameters(run, lazy),
         provenance={**_provenance(run, recipe, spec, lock, command, gap), "notes": lock["notes"]},
@@ -132,14 +140,22 @@ def _evaluate(
     return report
 
 
+def _left_out(spec: EvaluateSpec, validation: Predictions) -> list[str]:
+    if not spec.vector or not options_vary(validation):
+        return []
+    return ["Vector scaling is left out: it has one weight a class, and here the options vary between samples."]
+
+
 def _limited(limit: int | None) -> list[str]:
     return [f"Limited to {limit} rows a split: not comparable with full runs."] if limit else []
 
 
 def fit_posthoc(validation: Predictions, spec: EvaluateSpec, seed: int) -> Posthoc:
-    """Fit what the recipe asks for on the selection half of the validation predictions."""
-    selection, _ = split_validation(validation.n_samples, seed)
-    return Posthoc(fit_temperature(validation.subset(selection), spec.aggregate) if spec.temperature else None)
+    """Fit what the recipe asks for on the selection half of the validation predictions; vector scaling where it can be."""
+    selection = validation.subset(split_validation(validation.n_samples, seed)[0])
+    temperature = fit_temperature(selection, spec.aggregate) if spec.temperature else None
+    vector = fit_vector(selection, spec.aggregate) if spec.vector and not options_vary(validation) else None
+    return Posthoc(temperature, vector)
 
 
 def build_report(
@@ -153,7 +169,7 @@ def build_report(
     notes: list[str],
 ) -> Report:
     """Score predictions and put the result in words."""
-    rows = score(test, spec, temperature=posthoc.temperature, before=before, seed=seed)
+    rows = score(test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed)
     tables = score_ood(test, ood, spec, seed)
     return Report(
         title=title,
@@ -212,13 +228,18 @@ class _Lazy:
         return None if base is None else self.session.predict(base, "test", self.session.digest())
 
     def _saved(self, name: str) -> Predictions | None:
-        for folder in self.run.evaluations():
-            stem = folder / "predictions" / slug(name)
-            if stem.with_name(stem.name + ".safetensors").is_file():
-                found = Predictions.load(stem)
-                if found.model_digest == self.digest:
-                    return found
-        return None
+        return saved_predictions(self.run, name, self.digest)
+
+
+def saved_predictions(run: RunDir, name: str, model_digest: str) -> Predictions | None:
+    """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest."""
+    for folder in run.evaluations():
+        stem = folder / "predictions" / slug(name)
+        if stem.with_name(stem.name + ".safetensors").is_file():
+            found = Predictions.load(stem)
+            if found.model_digest == model_digest:
+                return found
+    return None
 
 
 def slug(name: str) -> str:
@@ -262,7 +283,8 @@ def _parameters(run: RunDir, lazy: _Lazy) -> dict[str, Any]:
         return dict(Report.load(folder / "report.json").parameters)
     table = lazy.ensemble.parameter_table()
     base = lazy.session.backbone.parameter_count()
-    extra = sum(n for role, n in table.items() if role in ("sigma", "bias", "norm"))
+    extra = sum(n for role, n in table.items() if role not in ("head", "backbone"))
+    extra += max(table.get("backbone", 0) - base, 0)  # whole networks: what there is beyond one
     return {
         **table,
         "checkpoint": base,

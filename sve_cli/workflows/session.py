@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -92,7 +93,8 @@ class Session:
             samples = load_samples(name, self.recipe.data, self.task.modality, "test", None)
             if self.limit is not None:
                 samples = limited(samples, self.limit, self.recipe.seed if self.recipe.data.seed is None else self.recipe.data.seed)
-            samples = replace(samples, labels_N=samples.labels_N * 0 - 1)  # labels of another set mean nothing here
+            # Labels of another set mean nothing here, nor do their distributions.
+            samples = replace(samples, labels_N=samples.labels_N * 0 - 1, soft_labels_NC=None)
         if name not in self.encoded:
             augment = self.recipe.data.augment if name == "train" else "none"
             self.encoded[name] = self.task.encode(samples, augment)
@@ -167,9 +169,15 @@ class Session:
     def predict(self, ensemble: Ensemble, name: str, model_digest: str) -> Predictions:
         """Predictions of every member on a split or set, with progress."""
         samples, encoded = self.split(name)
-        total = len(encoded) * ensemble.n_members
         where = samples.dataset if name not in ("validation", "test", "train") else name
-        with self.log.progress(total, f"Predicting {where}") as advance:
+        logits_MNC, _ = self.outputs(ensemble, encoded, f"Predicting {where}")
+        return as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
+
+    def outputs(
+        self, ensemble: Ensemble, encoded: Encoded, text: str, keep_features: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Logits (M, N, C) of every member and, if asked for, features (M, N, F), with progress."""
+        with self.log.progress(len(encoded) * ensemble.n_members, text) as advance:
             seen = 0
 
             def progress(done: int) -> None:
@@ -178,8 +186,7 @@ class Session:
                 seen = done
 
             batch = self.recipe.evaluate.batch_size
-            logits_MNC, _ = predict_logits(ensemble, encoded, batch, device=self.device, progress=progress)
-        return as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
+            return predict_logits(ensemble, encoded, batch, None, self.device, progress, keep_features)
 
     def base_ensemble(self) -> Ensemble | None:
         """The checkpoint as it is, as an ensemble of one; None when it has no usable head."""
@@ -224,7 +231,7 @@ def ood_warnings(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """One sentence for each set that is the run's own data."""
     splits = recipe.data.splits
     own = {splits.train, splits.validation, splits.test, None}
-    found = [name for name in names if (parts := split_name(name))[0] == recipe.data.name and parts[1] in own]
+    found = [n for n in names if n in own or ((parts := split_name(n))[0] == recipe.data.name and parts[1] in own)]
     return [f"'{name}' is the data this run was trained or tested on, not an out-of-distribution set." for name in found]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,8 +23,9 @@ from sve_cli.recipe import LoadedRecipe, Recipe, digest, to_yaml
 from sve_cli.registry import METHODS
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
+from sve_cli.tasks.common import Encoded
 from sve_cli.workflows.evaluate import evaluate_session
-from sve_cli.workflows.session import Log, Session, environment, open_session
+from sve_cli.workflows.session import Log, Session, Silent, environment, open_session
 
 LATEST = "latest.safetensors"
 
@@ -46,9 +48,9 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     Raises:
         SveError: whatever would stop the run.
     """
-    _require_place(out, overwrite)
+    require_place(out, overwrite)
     session = open_session(loaded.recipe, log, limit)
-    _open_sets(session)
+    open_sets(session)
     ensemble = session.build()
     trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))
     trainer.dry_step()
@@ -57,6 +59,22 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     rows = {n: len(s) for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     notes = [*session.data.notes, *session.task.notes]
     return Plan(targets, ensemble.parameter_table(), session.backbone.parameter_count(), rows, trainer.total_steps, notes)
+
+
+def train_only(loaded: LoadedRecipe, log: Log, limit: int | None = None) -> tuple[float, float]:
+    """Train a recipe, keep nothing -> (best validation NLL on the selection half, seconds): one point of a search.
+
+    Raises:
+        DivergenceError: the loss is not finite.
+        SveError: as `train`.
+    """
+    session = open_session(loaded.recipe, log, limit, need=("train", "validation"))
+    ensemble = session.build(log_store=False)
+    nothing = training.Checkpointer(lambda tensors, meta: None)
+    with log.progress(total_steps(session, ensemble), "Searching") as advance:
+        fit = _trainer(session, ensemble, log, advance, nothing, LoopLog(None, log, advance, 0)).fit()
+    nll = sum(r["validation_nll"] for r in fit.best) / len(fit.best) if all(r["epoch"] for r in fit.best) else math.inf
+    return nll, fit.seconds
 
 
 def train(
@@ -76,14 +94,14 @@ def train(
     """
     recipe = loaded.recipe
     if resume is not None:
-        limit = read_json(resume.path / "recipe.lock.json")["limit"]
+        limit = _resumable(resume)["limit"]
     else:
-        _require_place(out, overwrite)
+        require_place(out, overwrite)
     session = open_session(recipe, log, limit)
-    lock = _lock(session, limit)
+    lock = lock_of(session, limit)
     if resume is not None:
         _check_lock(resume, lock, log)
-    _open_sets(session)
+    open_sets(session)
     ensemble = session.build()
     if resume is None:
         run = RunDir.create(out or runs_root(), loaded.name, digest(recipe), exact=out is not None, overwrite=overwrite)
@@ -98,8 +116,12 @@ def train(
 
 def _run(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: str) -> Report:
     """Train, evaluate and seal; everything before this only read."""
+    return finish(session, ensemble, run, _fit(session, ensemble, run, log), command)
+
+
+def finish(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit, command: str) -> Report:
+    """What follows the training: store the ensemble, evaluate it and seal the run."""
     recipe = session.recipe
-    fit = _fit(session, ensemble, run, log)
     _write_ensemble(run, ensemble, recipe)
     facts = {
         "seconds": round(fit.seconds, 1), "samples_per_second": round(fit.samples_per_second, 1), "steps": fit.steps,
@@ -113,13 +135,13 @@ def _run(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: s
     return report
 
 
-def _require_place(out: Path | None, overwrite: bool) -> None:
+def require_place(out: Path | None, overwrite: bool) -> None:
     """Refuse an unusable --out before any work."""
     if out is not None:
         RunDir.require_free(out, overwrite)
 
 
-def _open_sets(session: Session) -> None:
+def open_sets(session: Session) -> None:
     """Open everything that is needed only after the training, so that it is refused or warned about before."""
     session.split("test")
     session.check_ood(session.recipe.data.ood)
@@ -140,18 +162,19 @@ def _fit(session: Session, ensemble: Ensemble, run: RunDir, log: Log) -> trainin
         with atomic_path(checkpoint) as temporary:
             save_file(tensors, temporary, metadata={"meta": json.dumps(meta)})
 
-    total = _total_steps(session, ensemble)
+    total = total_steps(session, ensemble)
     with log.progress(total, "Training") as advance:
         advance(start)
-        loop_log = _LoopLog(run, log, advance, start)
+        loop_log = LoopLog(run, log, advance, start)
         trainer = _trainer(session, ensemble, log, loop_log.advance, training.Checkpointer(save, loaded), loop_log)
         return trainer.fit()
 
 
-def _total_steps(session: Session, ensemble: Ensemble) -> int:
+def total_steps(session: Session, ensemble: Ensemble) -> int:
+    """Optimiser steps of all rounds."""
     assert session.data.train is not None
     batches = -(-len(session.data.train) // session.recipe.train.batch_size)
-    return batches * sum(training.round_epochs(session.recipe.train, r) for r in ensemble.rounds())
+    return sum(training.round_steps(session.recipe.train, r, batches) for r in ensemble.rounds())
 
 
 def _trainer(
@@ -178,7 +201,7 @@ def _trainer(
         assert found is not None
         return found[0]
 
-    watcher = loop_log or _LoopLog(None, log, advance, 0)
+    watcher = loop_log or LoopLog(None, log, advance, 0)
     frozen = ensemble.shares_features and not train_split.augments  # nothing before the heads changes: compute it once
     return training.Trainer(
         ensemble,
@@ -194,7 +217,26 @@ def _trainer(
     )
 
 
-class _LoopLog:
+def trainer_for(session: Session, ensemble: Ensemble, rows: Encoded) -> training.Trainer:
+    """The loop over these rows as `train` would run it, without validation, checkpoints or log: what costs are measured on."""
+    recipe = session.recipe
+    method = METHODS.resolve(recipe.method.name)
+    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
+
+    def features() -> np.ndarray:
+        found = predict_logits(ensemble, rows, recipe.evaluate.batch_size, [0], session.device, keep_features=True)[1]
+        assert found is not None
+        return found[0]
+
+    frozen = ensemble.shares_features and not rows.augments
+    watcher = LoopLog(None, Silent(), lambda n, t: None, 0)
+    nothing = training.Checkpointer(lambda tensors, meta: None)
+    return training.Trainer(
+        ensemble, rows, None, lambda m: np.zeros(0), recipe.train, lr, recipe.seed, watcher, nothing, features if frozen else None
+    )
+
+
+class LoopLog:
     """The loop's log: progress to the console, epochs to history.jsonl."""
 
     def __init__(self, run: RunDir | None, log: Log, advance: Callable[..., None], start: int) -> None:
@@ -234,7 +276,16 @@ def _write_ensemble(run: RunDir, ensemble: Ensemble, recipe: Recipe) -> None:
         save_file(state, temporary, metadata={"meta": json.dumps(meta)})  # safetensors writes several keys in random order
 
 
-def _lock(session: Session, limit: int | None) -> dict[str, Any]:
+def _resumable(run: RunDir) -> dict[str, Any]:
+    lock: dict[str, Any] = read_json(run.path / "recipe.lock.json")
+    if "transferred_from" in lock:
+        again = f"Start it again with: sve transfer {lock['transferred_from']['run']} {run.path / 'recipe.yaml'} --out NEW_FOLDER"
+        raise SveError(f"'{run.path}' is an unfinished transfer, which cannot be resumed.", again)
+    return lock
+
+
+def lock_of(session: Session, limit: int | None) -> dict[str, Any]:
+    """What the run was made from: digests of recipe, checkpoint and data, notes, environment."""
     splits = {n: s.fingerprint() for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     return {
         "recipe": digest(session.recipe), "checkpoint": session.digest(), "data": splits, "limit": limit,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -31,6 +32,9 @@ def view(probs: list[list[list[float]]], labels: list[int], mask: list[list[bool
 P = [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.8, 0.1], [0.0, 0.0, 1.0]]
 LABELS = [0, 1, 1, 2]
 H = [-sum(p * math.log(p) for p in row if p > 0) for row in P]
+# Label distributions; their entropies are ln 2, 0, 1.5 ln 2 and 0.
+SOFT = [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.25, 0.5, 0.25], [0.0, 0.0, 1.0]]
+CROSS = -(0.5 * math.log(0.7) + 0.5 * math.log(0.2) + math.log(0.3) + 0.5 * math.log(0.1) + 0.5 * math.log(0.8)) / 4
 
 HAND = {
     "accuracy": 3 / 4,
@@ -52,6 +56,10 @@ HAND = {
     "mce_top1_w15": 0.5,
     # errors by falling confidence 0 0 0 1: risks 0, 0, 0, 1/4
     "aurc": 1 / 16,
+    "nll_soft": CROSS,
+    "kl_soft": CROSS - (math.log(2) + 1.5 * math.log(2)) / 4,
+    # .04+.09+.01 = .14; .25+.49+.04 = .78; .0225+.09+.0225 = .135; 0
+    "brier_soft": (0.14 + 0.78 + 0.135 + 0.0) / 4,
     "disagreement": 0.0,
     "entropy_mean": sum(H) / 4,
     "expected_entropy_mean": sum(H) / 4,
@@ -61,7 +69,8 @@ HAND = {
 
 @pytest.mark.parametrize("name", list(METRICS))
 def test_one_member(name: str) -> None:
-    assert METRICS.resolve(name).compute(view([P], LABELS)) == pytest.approx(HAND[name], abs=1e-12)
+    soft = replace(predictions([P], LABELS), soft_labels_NC=np.array(SOFT))
+    assert METRICS.resolve(name).compute(aggregate(soft)) == pytest.approx(HAND[name], abs=1e-12)
 
 
 def test_two_members_average_probabilities() -> None:

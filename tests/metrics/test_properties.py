@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -21,7 +23,9 @@ def masked_predictions(seed: int, n: int = 60, members: int = 3, ties: bool = Fa
     logits = rng.normal(size=(members, n, 5)) * 1.5
     logits = np.round(logits) if ties else logits
     labels = rng.integers(counts)
-    return Predictions(logits.astype(np.float32), labels, [f"s{i}" for i in range(n)], list("ABCDE"), "mc", "test", mask_NC=mask)
+    ids, shares = [f"s{i}" for i in range(n)], np.where(mask, rng.gamma(0.5, size=mask.shape), 0.0)
+    soft = (shares / shares.sum(axis=1, keepdims=True)).astype(np.float32)
+    return Predictions(logits.astype(np.float32), labels, ids, list("ABCDE"), "mc", "test", mask_NC=mask, soft_labels_NC=soft)
 
 
 @pytest.mark.parametrize("name", list(METRICS))
@@ -29,7 +33,7 @@ def masked_predictions(seed: int, n: int = 60, members: int = 3, ties: bool = Fa
 def test_weights_equal_repetition(name: str, kind: str) -> None:
     predictions = masked_predictions(1, members=1 if kind == "tied" else 3, ties=kind == "tied")
     if kind == "plain":
-        predictions = Predictions(predictions.logits_MNC, predictions.labels_N, predictions.ids_N, predictions.classes)
+        predictions = replace(predictions, mask_NC=None)
     rng, metric = np.random.default_rng(2), METRICS.resolve(name)
     rows = [rng.integers(60, size=60) for _ in range(4)]
     weights_NR = np.stack([np.bincount(r, minlength=60) for r in rows], axis=1).astype(np.float64)
@@ -43,7 +47,7 @@ def test_values_of_missing_options_play_no_part(how: str) -> None:
     predictions = masked_predictions(3)
     assert predictions.mask_NC is not None
     garbage = np.where(predictions.mask_NC, predictions.logits_MNC, np.nan).astype(np.float32)
-    other = Predictions(garbage, predictions.labels_N, predictions.ids_N, predictions.classes, mask_NC=predictions.mask_NC)
+    other = replace(predictions, logits_MNC=garbage)
     a, b = aggregate(predictions, how), aggregate(other, how)
     assert (a.probs_NC[~predictions.mask_NC] == 0).all()
     np.testing.assert_allclose(a.probs_NC.sum(axis=1), 1.0, atol=1e-12)

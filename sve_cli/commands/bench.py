@@ -1,0 +1,66 @@
+"""`sve bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sve_cli.commands.options import Json, Overrides
+from sve_cli.console import Console
+
+if TYPE_CHECKING:
+    from sve_cli.benchmark import BenchTable
+
+
+def bench(
+    recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a shipped one.")],
+    overrides: Overrides = None,
+    methods: Annotated[
+        str, typer.Option(help="Methods, separated by commas. METHOD:key=value changes the recipe for one of them.")
+    ] = "single,heads_only,deep_ensemble,lora_ensemble,sve",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds per method, from the recipe's on.")] = 3,
+    grid: Annotated[
+        int, typer.Option(min=1, help="Points of each method's learning-rate grid: 1 (no search), 3 (1/3, 1, 3 times) or 5.")
+    ] = 3,
+    sweep: Annotated[
+        list[str] | None, typer.Option(help="An ablation: recipe key and values, like method.members=1,2,4; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; default: bench/<recipe>.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows per split, for a quick try.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs trained at once.")] = 1,
+    costs: Annotated[bool, typer.Option(help="Measure FLOPs, training time and latency side by side.")] = True,
+    table: Annotated[bool, typer.Option("--table", help="Train nothing: only make the table of what is there.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a recipe's task: equal steps, tuned rates, several seeds, one table."""
+    import sys
+
+    from sve_cli.rundir import runs_root
+    from sve_cli.workflows.bench import bench as run_bench
+    from sve_cli.workflows.bench import write_table
+    from sve_cli.workflows.bench_cells import Study, grid_factors, parse_methods, parse_sweep, shown_command
+
+    console = Console(json_mode=as_json)
+    name = Path(recipe).stem
+    folder = out or Path("bench") / name
+    study = Study(
+        recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(methods), seeds=seeds,
+        sweep=parse_sweep(sweep or []), factors=grid_factors(grid), out=folder, runs=runs_root() / "bench" / folder.name,
+        limit=limit, command=shown_command(["sve", *sys.argv[1:]]),
+    )  # fmt: skip
+    found = write_table(folder, study, console) if table else run_bench(study, console, jobs, costs)
+    show(found, console)
+    if as_json:
+        console.json(found)
+
+
+def show(table: BenchTable, console: Console) -> None:
+    """The table on a terminal."""
+    from sve_cli.render.bench import sections, subtitle
+
+    console.say(subtitle(table))
+    for heading, content in sections(table):
+        if content is not None:
+            console.table(heading, content.columns, content.rows)

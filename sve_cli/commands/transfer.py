@@ -1,0 +1,38 @@
+"""`sve transfer`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sve_cli.commands.options import Json, Overrides, command_line
+from sve_cli.console import Console
+
+
+def transfer(
+    run: Annotated[Path, typer.Argument(help="The finished run whose members are taken.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe for the new data: a file or the name of a shipped one.")],
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option("--out", help="The new run's folder; default: runs/<recipe>-transfer-….")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Rows per split, for a quick try; marked as not comparable.")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --out.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Keep what a run trained, refit only its heads on other data, and evaluate there."""
+    from sve_cli.recipe import load_recipe
+    from sve_cli.rundir import RunDir
+
+    console = Console(json_mode=as_json)
+    source, loaded = RunDir.open(run), load_recipe(recipe, overrides or [])
+    from sve_cli.workflows.transfer import transfer as run_transfer
+
+    done, report = run_transfer(source, loaded, console, out=out, limit=limit, overwrite=overwrite, command=command_line())
+    latest = done.evaluations()[0]
+    console.report(report)
+    console.say(f"Report: {latest / 'report.html'}")
+    if console.json_mode:
+        console.json({"run": str(done.path), "evaluation": str(latest), "report": report})

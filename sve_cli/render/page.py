@@ -1,0 +1,81 @@
+"""The parts every HTML view is made of: the page with its style, its head, tables, figures. No network, no script."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from html import escape
+
+from sve_cli.render.html_style import STYLE
+from sve_cli.render.tables import Table
+
+
+def page(title: str, blocks: Sequence[str]) -> str:
+    """A complete document from its blocks; empty ones are left out."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(block for block in blocks if block)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+def head(title: str, subtitle: str, headline: Sequence[str], warnings: Sequence[str] = ()) -> str:
+    """Title, subtitle, the first sentence large, the others as a list, and the warnings."""
+    parts = [f'<header>\n<h1>{escape(title)}</h1>\n<p class="soft">{escape(subtitle)}</p>\n</header>']
+    if headline:
+        parts.append(f'<p class="lead">{escape(headline[0])}</p>')
+        parts.append(bullets(headline[1:]))
+    if warnings:
+        parts.append(f'<div class="warnings" role="note"><strong>Warnings</strong>\n{bullets(warnings)}</div>')
+    return "\n".join(part for part in parts if part)
+
+
+def bullets(lines: Sequence[str]) -> str:
+    """A list; nothing for no lines."""
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+
+
+def section(title: str, content: Table | None, style: str, level: int = 2) -> str:
+    """A heading with its table; nothing without one."""
+    return f"<h{level}>{escape(title)}</h{level}>\n{table(content, title, style)}" if content else ""
+
+
+def table(content: Table, label: str, style: str = "") -> str:
+    """A table in its own scrolling box, so that a phone scrolls the table and not the page."""
+
+    def heading(i: int, text: str) -> str:
+        shown = escape(re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", text))
+        return f'<th scope="col" class="num">{shown}</th>' if i in content.numeric else f'<th scope="col">{shown}</th>'
+
+    def cell(i: int, text: str) -> str:
+        if i == 0:
+            return heading(0, text).replace('scope="col"', 'scope="row"')
+        if i not in content.numeric:
+            shown = escape(text)
+            return f"<td><code>{shown}</code></td>" if content.columns[i] == "Report key" else f'<td class="text">{shown}</td>'
+        value, bracket, interval = text.partition(" (")
+        tail = f' <span class="ci">({escape(interval)}</span>' if bracket else ""
+        return f'<td class="num">{escape(value)}{tail}</td>'
+
+    heads = "".join(heading(i, text) for i, text in enumerate(content.columns))
+    body = "\n".join(
+        ('<tr class="strong">' if r in content.strong else "<tr>") + "".join(cell(i, text) for i, text in enumerate(row)) + "</tr>"
+        for r, row in enumerate(content.rows)
+    )
+    return (
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n<table class="{style}">\n'
+        f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
+    )
+
+
+def figure(caption: str, detail: str, drawing: str) -> str:
+    """A drawing with its caption; nothing for an empty drawing."""
+    return f"<figure><figcaption><b>{escape(caption)}</b>{escape(detail)}</figcaption>{drawing}</figure>" if drawing else ""
+
+
+def figures(drawn: Sequence[str]) -> str:
+    """Figures side by side where there is room; empty ones are left out."""
+    shown = [drawing for drawing in drawn if drawing]
+    return '<div class="figures">' + "\n".join(shown) + "</div>" if shown else ""

@@ -1,0 +1,211 @@
+"""The runs of a benchmark: which cells there are, with which recipe each, and where its result lies."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name
+from sve_cli.errors import SveError
+from sve_cli.recipe import LoadedRecipe, Recipe, digest, load_recipe, resolve_dict
+from sve_cli.registry import METHOD_ALIASES, METHODS, nearest
+
+DEFAULT_METHODS = ("single", "heads_only", "deep_ensemble", "lora_ensemble", "sve")
+# Members of these cost nothing in training, so that their learning rates are searched with all of them.
+FREE_MEMBERS = ("heads_only", "mc_dropout")
+_OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
+_RATES = ("lr", "bias_lr", "head_lr")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a benchmark compares, and where it keeps what it measured.
+
+    Attributes:
+        recipe: the recipe as it is named; overrides: `key=value` for all methods, or `METHOD:key=value` for one.
+        out: the folder of the results; runs: the folder of the runs.
+        factors: of the learning-rate grid; one factor: no search.
+        command: as typed, for the record, without folders of this machine.
+    """
+
+    recipe: str
+    overrides: tuple[str, ...]
+    methods: tuple[str, ...]
+    seeds: int
+    sweep: dict[str, list[str]]
+    factors: tuple[float, ...]
+    out: Path
+    runs: Path
+    limit: int | None = None
+    command: str = ""
+
+    def cells(self) -> list[Cell]:
+        """Every cell, seed by seed, so that an unfinished benchmark has whole tables of fewer seeds."""
+        first = self.load(self.methods[0], {}).recipe.seed
+        return [
+            Cell(method, first + k, point) for k in range(self.seeds) for point in self.points() for method in self.methods
+        ]
+
+    def points(self) -> list[dict[str, str]]:
+        """The points of the sweep; one empty point without a sweep."""
+        return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+
+    def load(self, method: str, point: dict[str, str], more: Sequence[str] = ()) -> LoadedRecipe:
+        """The recipe of a method at a sweep point.
+
+        Raises:
+            SveError: the recipe, an override or a sweep value is wrong.
+        """
+        chosen = [f"method.name={method}"]
+        for override in self.overrides:
+            own = _OWN.match(override)
+            if own is None:
+                chosen.append(override)
+            elif own.group(1) == method:
+                chosen.append(override[own.end() :])
+        return load_recipe(self.recipe, [*chosen, *(f"{k}={v}" for k, v in point.items()), *more])
+
+    def cell_recipe(self, cell: Cell, factor: float) -> LoadedRecipe:
+        """The recipe of one cell, with its learning rates scaled by `factor`."""
+        loaded = self.load(cell.method, dict(cell.sweep), [f"seed={cell.seed}"])
+        return replace(loaded, recipe=_scaled(loaded.recipe, factor))
+
+    def grid_recipe(self, method: str, factor: float) -> LoadedRecipe:
+        """The recipe of one grid point: one member where members cost training time, no OOD sets."""
+        loaded = self.load(method, {})
+        recipe = _scaled(loaded.recipe, factor)
+        if recipe.method.name not in FREE_MEMBERS:
+            recipe = replace(recipe, method=replace(recipe.method, members=1))
+        return replace(loaded, recipe=replace(recipe, data=replace(recipe.data, ood=[])))
+
+    def searched_as(self, method: str) -> str:
+        """The method whose learning-rate search serves this one: its own, unless one member is trained just as another's."""
+        twin = SEARCHED_AS.get(method)
+        if twin is None:
+            return method
+        mine, other = (self.grid_recipe(m, 1.0).recipe for m in (method, twin))
+        return twin if replace(mine, method=replace(mine.method, name=twin)) == other else method
+
+    def result_path(self, cell: Cell) -> Path:
+        return self.out / f"{file_stem(cell.method, dict(cell.sweep))}-seed{cell.seed}.json"
+
+    def grid_path(self, method: str) -> Path:
+        return self.out / "grid" / f"{file_stem(method, {})}.json"
+
+    def run_folder(self, cell: Cell, recipe: Recipe) -> Path:
+        """Named by the settings too, so that other settings never meet an old run."""
+        key = hashlib.sha256(f"{digest(recipe)} {self.limit}".encode()).hexdigest()[:8]
+        return self.runs / f"{file_stem(cell.method, dict(cell.sweep))}-seed{cell.seed}-{key}"
+
+
+def _scaled(recipe: Recipe, factor: float) -> Recipe:
+    """The recipe with all learning rates multiplied; unchanged for factor 1."""
+    if factor == 1.0:
+        return recipe
+    rates = rates_of(recipe)
+    scaled = {name: None if rates[name] is None else float(f"{rates[name] * factor:.6g}") for name in _RATES}  # type: ignore[operator]
+    return replace(recipe, train=replace(recipe.train, **scaled))  # type: ignore[arg-type]
+
+
+def rates_of(recipe: Recipe) -> dict[str, float | None]:
+    """The learning rates a recipe trains with; bias_lr None: a tenth of lr."""
+    method = METHODS.resolve(recipe.method.name)
+    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
+    return {"lr": lr, "bias_lr": recipe.train.bias_lr, "head_lr": recipe.train.head_lr}
+
+
+def flat(recipe: Recipe) -> dict[str, Any]:
+    """Every key path of a recipe with its value; a local checkpoint counts by its folder's name, so that machines agree."""
+    pairs = dict(_leaves(asdict(recipe), ""))
+    pairs["model.name"] = model_name(recipe)
+    return pairs
+
+
+def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def model_name(recipe: Recipe) -> str:
+    """The checkpoint, a local one by its folder's name."""
+    return Path(recipe.model.name).name if Path(recipe.model.name).exists() else recipe.model.name
+
+
+def same_settings(stored: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Key paths in which a stored recipe differs from this one; what the stored one does not know yet must be at its default."""
+    now = flat(recipe)
+    plain = {"name": recipe.method.name}
+    bare = resolve_dict(
+        {"model": {"name": "-"}, "data": {"name": "-"}, "task": {"name": recipe.task.name}, "method": plain}, "defaults"
+    )
+    defaults = flat(bare)
+    return [*differing_keys(stored, now), *sorted(k for k in now.keys() - stored.keys() if now[k] != defaults.get(k))]
+
+
+def file_stem(method: str, sweep: dict[str, str]) -> str:
+    """A file name for a row; different rows have different names."""
+    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", row_name(method, sweep)).strip("-")
+
+
+def parse_sweep(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`key=v1,v2` options as key -> values; commas inside brackets or quotes do not separate.
+
+    Raises:
+        SveError: no key, no value, or the same key or value twice.
+    """
+    sweep: dict[str, list[str]] = {}
+    for text in texts:
+        key, equals, values = text.partition("=")
+        key = key.strip()
+        found = [v.strip() for v in re.split(r",(?![^\[]*\])(?=(?:[^\"']|[\"'][^\"']*[\"'])*$)", values)]
+        if not equals or not key or not all(found):
+            raise SveError(f"--sweep '{text}' cannot be read.", "Write --sweep key.path=value1,value2")
+        if key in sweep or len(set(found)) < len(found):
+            raise SveError(f"--sweep names '{key}' or one of its values twice.", "Name each once.")
+        sweep[key] = found
+    return sweep
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Method names from a comma list, checked.
+
+    Raises:
+        SveError: an unknown method, or one twice.
+    """
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in METHODS and name not in METHOD_ALIASES:
+            raise SveError(f"Unknown method '{name}'.", nearest(name, [*METHODS, *METHOD_ALIASES]))
+    if not names or len(set(names)) < len(names):
+        raise SveError("--methods names no method, or one twice.", f"Known: {', '.join(sorted([*METHODS, *METHOD_ALIASES]))}.")
+    return tuple(names)
+
+
+def grid_factors(points: int) -> tuple[float, ...]:
+    """Factors of a learning-rate grid: 1, then one to each side by factors of 3 (3 points: 1/3, 1, 3).
+
+    Raises:
+        SveError: an even number of points, which has no middle.
+    """
+    if points < 1 or points % 2 == 0:
+        raise SveError(f"--grid {points} has no middle point.", "Write 1 (no search), 3 or 5.")
+    half = points // 2
+    return tuple(float(f"{3.0**k:.6g}") for k in range(-half, half + 1))
+
+
+def shown_command(words: Sequence[str]) -> str:
+    """A command for the record: folders of this machine are cut to their last part."""
+    def short(word: str) -> str:
+        before, equals, value = word.rpartition("=")
+        return before + equals + (Path(value).name if Path(value).is_absolute() else value)
+
+    return shlex.join(short(w) for w in words)

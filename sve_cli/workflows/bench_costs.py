@@ -1,0 +1,162 @@
+"""What each row of a benchmark costs, measured side by side in one process, in turns, as ratios to `single`.
+
+Shapes: M members, B batch.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sve_cli.backbone import Inputs
+from sve_cli.benchmark import REFERENCE, row_name
+from sve_cli.ensemble import Ensemble
+from sve_cli.recipe import Recipe
+from sve_cli.rundir import read_json, write_json
+from sve_cli.tasks.common import Encoded, tensor_to
+from sve_cli.workflows.bench_cells import Study
+from sve_cli.workflows.session import Log, Session, Silent, open_session
+from sve_cli.workflows.train import trainer_for
+
+BATCHES = 3  # training batches of one measurement
+ROUNDS = 3  # measurements of training; their median counts
+REPEATS = 7  # measurements of latency
+
+
+def measure_costs(study: Study, log: Log) -> dict[str, Any]:
+    """Training time and FLOPs, prediction FLOPs and latency of every row, stored in costs.json; rows already there are kept.
+
+    A row's costs do not depend on what was learned, so that untrained ensembles serve. Members predict one after another as
+    plain networks or all at once, whichever is faster.
+    """
+    path = study.out / "costs.json"
+    document: dict[str, Any] = read_json(path) if path.is_file() else {"methods": {}}
+    rows = {row_name(m, p): (m, p) for p in study.points() for m in study.methods}
+    missing = [name for name in rows if name not in document["methods"]]
+    if not missing:
+        return document
+    if REFERENCE not in rows:
+        rows[REFERENCE] = (REFERENCE, {})
+    names = list(dict.fromkeys([REFERENCE, *missing]))
+    with log.progress(len(names) * (ROUNDS + 1), "Measuring costs") as advance:
+        measured = _measure(study, {n: study.load(*rows[n]).recipe for n in names}, advance)
+    reference = measured[REFERENCE]
+    for name in names:
+        ratios = {k: v / reference[k] for k, v in measured[name].items() if reference[k]}
+        document["methods"][name] = {**ratios, **{f"{k}_absolute": v for k, v in measured[name].items()}}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    document |= {"reference": REFERENCE, "threads": torch.get_num_threads(), "device": device}
+    write_json(path, document)
+    return document
+
+
+def _measure(study: Study, recipes: dict[str, Recipe], advance: Callable[..., None]) -> dict[str, dict[str, float]]:
+    sessions: dict[str, Session] = {}
+    for name, recipe in recipes.items():
+        sessions[name] = _session(recipe, study.limit, sessions)
+    seconds: dict[str, list[float]] = {name: [] for name in recipes}
+    flops: dict[str, float] = {}
+    for turn in range(ROUNDS):
+        for name, recipe in recipes.items() if turn % 2 == 0 else reversed(list(recipes.items())):
+            seconds[name].append(_train(sessions[name], recipe))
+            advance(1, name)
+    results = {}
+    for name, recipe in recipes.items():
+        with FlopCounterMode(display=False) as counter:
+            _train(sessions[name], recipe)
+        flops[name] = float(counter.get_total_flops())
+        advance(1, name)
+        results[name] = {"train_time": statistics.median(seconds[name]), "train_flops": flops[name]}
+    for batch in (1, 32):
+        for name, found in _latencies(sessions, batch).items():
+            results[name][f"latency_{batch}"] = found
+    for name, session in sessions.items():
+        results[name]["predict_flops"] = _predict_flops(session)
+    return results
+
+
+def _session(recipe: Recipe, limit: int | None, others: dict[str, Session]) -> Session:
+    """Opened, sharing checkpoint, data and task with another row whose recipe names the same."""
+    for other in others.values():
+        if (other.recipe.model, other.recipe.data, other.recipe.task) == (recipe.model, recipe.data, recipe.task):
+            return replace(other, recipe=recipe)
+    return open_session(recipe, Silent(), limit)
+
+
+def _train(session: Session, recipe: Recipe) -> float:
+    """Seconds of training on a few batches for all epochs of the recipe, on which what is computed once weighs as it does."""
+    data = session.data.train
+    assert data is not None
+    rows = np.arange(min(BATCHES * recipe.train.batch_size, len(data)))
+    few = session.task.encode(data.subset(rows), recipe.data.augment)
+    quiet = replace(session, recipe=replace(recipe, train=replace(recipe.train, select="last")))
+    ensemble = quiet.build(log_store=False)
+    trainer = trainer_for(quiet, ensemble, few)
+    began = time.perf_counter()
+    trainer.fit()
+    return time.perf_counter() - began
+
+
+def _inputs(session: Session, batch: int) -> Inputs:
+    encoded: Encoded = session.split("test")[1]
+    rows = np.arange(len(encoded))[:batch]
+    return tensor_to(encoded.batch(rows), session.device)
+
+
+def _runners(ensemble: Ensemble, inputs: Inputs) -> dict[str, Callable[[], float]]:
+    """Ways to predict with all members -> a function that takes its time; merging happens before the clock starts."""
+
+    def together() -> float:
+        began = time.perf_counter()
+        ensemble(inputs)
+        return time.perf_counter() - began
+
+    def one_by_one() -> float:
+        total = 0.0
+        for m in range(ensemble.n_members):
+            with ensemble.merged(m):
+                began = time.perf_counter()
+                ensemble(inputs, members=[m])
+                total += time.perf_counter() - began
+        return total
+
+    if ensemble.n_members == 1:  # one plain network, whatever it was trained as
+        return {"one by one": one_by_one}
+    return {"together": together} if ensemble.shares_features else {"together": together, "one by one": one_by_one}
+
+
+def _latencies(sessions: dict[str, Session], batch: int) -> dict[str, float]:
+    """Row -> seconds of one prediction with all members at this batch size: the faster way's median, rows taking turns."""
+    times: dict[str, dict[str, list[float]]] = {name: {} for name in sessions}
+    built = {name: (session.build(log_store=False), _inputs(session, batch)) for name, session in sessions.items()}
+    with torch.inference_mode():
+        for turn in range(REPEATS + 1):
+            for name, (ensemble, inputs) in built.items():
+                ensemble.set_training(False)
+                for way, run in _runners(ensemble, inputs).items():
+                    seconds = run()
+                    if turn:  # the first warms up
+                        times[name].setdefault(way, []).append(seconds)
+    return {name: min(statistics.median(t) for t in ways.values()) for name, ways in times.items()}
+
+
+def _predict_flops(session: Session) -> float:
+    """FLOPs of one sample through all members as plain networks (through one where all share its features)."""
+    ensemble = session.build(log_store=False)
+    ensemble.set_training(False)
+    inputs = _inputs(session, 8)
+    size = len(next(iter(inputs.values())))
+    total = 0.0
+    with torch.inference_mode():
+        for group in [list(range(ensemble.n_members))] if ensemble.shares_features else [[m] for m in range(ensemble.n_members)]:
+            with ensemble.merged(group[0]), FlopCounterMode(display=False) as counter:
+                ensemble(inputs, members=group)
+            total += counter.get_total_flops()
+    return total / size

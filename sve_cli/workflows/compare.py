@@ -1,0 +1,215 @@
+"""`sve compare`: runs or predictions files -> a comparison with the first of them. Opens no model and no data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sve_cli.comparison import SCORES, align, compare_ood, compare_predictions, holm, pair_sentences
+from sve_cli.errors import SveError
+from sve_cli.findings import Comparison, Difference, Pair
+from sve_cli.metrics.aggregate import source_name
+from sve_cli.posthoc.state import Posthoc
+from sve_cli.posthoc.temperature import Temperature
+from sve_cli.predictions import Predictions
+from sve_cli.registry import METRICS
+from sve_cli.render import comparison as views
+from sve_cli.rundir import RunDir, check_seal, read_json, write_text
+
+SMALL_SET = 500
+OWN_SPLITS = ("validation", "test")
+
+
+@dataclass(frozen=True)
+class System:
+    """What is compared: test predictions, and what their run stored beside them.
+
+    Attributes:
+        ood: predictions of OOD sets by set name.
+        temperature: fitted on validation; None in a bare predictions file.
+        aggregate, bins: how the run was evaluated.
+    """
+
+    name: str
+    test: Predictions
+    ood: dict[str, Predictions] = field(default_factory=dict)
+    temperature: Temperature | None = None
+    aggregate: str = "probs"
+    bins: int = 15
+
+
+@dataclass(frozen=True)
+class Options:
+    """`metrics`: registry names, none: all. `scaled`: also compare after temperature scaling."""
+
+    metrics: Sequence[str] = ()
+    bootstrap: int = 2000
+    permutations: int = 2000
+    confidence: float = 0.95
+    scaled: bool = False
+    seed: int = 0
+
+
+def open_system(path: Path) -> System:
+    """A run's folder (its newest finished evaluation) or a predictions file (its stem, .safetensors or .parquet).
+
+    Raises:
+        SveError: neither is there, or the run has no finished evaluation.
+    """
+    if path.is_dir():
+        return _open_run(path)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
+    if not stem.with_name(stem.name + ".safetensors").is_file():
+        raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a .safetensors file.")
+    return System(stem.name, Predictions.load(stem))
+
+
+def _open_run(path: Path) -> System:
+    run = RunDir.open(path)
+    evaluations = run.evaluations()
+    if not evaluations:
+        raise SveError(f"The run '{path}' has no finished evaluation.", f"Make one with: sve evaluate {path}")
+    newest = evaluations[0]
+    check_seal(newest)
+    report = read_json(newest / "report.json")
+    keys = [key for row in report["rows"] for key in row["metrics"]]
+    bins = next((int(found[1]) for key in keys if (found := re.fullmatch(r"ece_top1_w(\d+)", key))), 15)
+    test = Predictions.load(newest / "predictions" / "test")
+    return System(
+        name=path.resolve().name,
+        test=test,
+        ood=_ood_sets(evaluations, test),
+        temperature=Posthoc.from_json((newest / "posthoc.json").read_text(encoding="utf-8")).temperature,
+        aggregate=report["provenance"].get("aggregate", "probs"),
+        bins=bins,
+    )
+
+
+def _ood_sets(evaluations: Sequence[Path], test: Predictions) -> dict[str, Predictions]:
+    """The run's OOD predictions, each from the newest evaluation that has it."""
+    found: dict[str, Predictions] = {}
+    for folder in evaluations:
+        for file in sorted((folder / "predictions").glob("*.safetensors")):
+            if file.stem in OWN_SPLITS:
+                continue
+            loaded = Predictions.load(file.with_suffix(""))
+            # Of the same trained state: the checkpoint before training has another digest.
+            if loaded.model_digest == test.model_digest:
+                found.setdefault(source_name(loaded), loaded)
+    return found
+
+
+def compare(systems: Sequence[System], options: Options, step: Callable[[int, str], None] = lambda n, text: None) -> Comparison:
+    """Compare every system with the first one, see `open_systems`.
+
+    Args:
+        step: called with 1 and what has just been compared, `n_steps` times.
+
+    Raises:
+        SveError: systems that cannot be paired, an unknown metric, or no temperature where one is asked for.
+    """
+    for name in options.metrics:
+        METRICS[name]
+    first = systems[0]
+    if options.scaled:
+        for system in systems:
+            _temperature(system)
+    pairs = [_pair(first, other, options, step) for other in systems[1:]]
+    settings = {
+        "aggregate": first.aggregate, "bins": first.bins, "bootstrap": options.bootstrap, "permutations": options.permutations,
+        "confidence": options.confidence, "seed": options.seed,
+    }  # fmt: skip
+    return Comparison(first.name, first.test.n_members, source_name(first.test), pairs, settings)
+
+
+def open_systems(paths: Sequence[Path]) -> list[System]:
+    """The systems, with names that differ.
+
+    Raises:
+        SveError: fewer than two, or one that cannot be opened.
+    """
+    if len(paths) < 2:
+        raise SveError("A comparison needs at least two runs or predictions files.", "Write: sve compare REFERENCE OTHER")
+    systems = [open_system(path) for path in paths]
+    names = [system.name for system in systems]
+    if len(set(names)) < len(names):  # several files called `test`, or a run compared with itself
+        names = [str(path) for path in paths]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({i + 1})" for i, name in enumerate(names)]
+    return [replace(system, name=name) for system, name in zip(systems, names, strict=True)]
+
+
+def _pair(first: System, other: System, options: Options, step: Callable[[int, str], None]) -> Pair:
+    aligned = align([first.test, other.test], [first.name, other.name])
+    a, b = aligned.predictions
+    how, resamples = (first.aggregate, first.bins, options.metrics), (options.bootstrap, options.permutations)
+    last = (options.confidence, options.seed)
+    rows = compare_predictions(a, b, *how, *resamples, *last)
+    step(1, f"{other.name}: metrics")
+    if options.scaled:
+        scaled = compare_predictions(_temperature(first).apply(a), _temperature(other).apply(b), *how, *resamples, *last)
+        rows += [replace(row, key=f"temperature.{row.key}") for row in scaled]
+        step(1, f"{other.name}: after temperature scaling")
+    for name in _shared_sets(first, other):
+        sets = align([first.ood[name], other.ood[name]], [f"{system.name} on {name}" for system in (first, other)]).predictions
+        rows += compare_ood([(a, sets[0])], [(b, sets[1])], first.aggregate, SCORES, *resamples, *last)
+        step(1, f"{other.name}: {name}")
+    rows = holm(rows)
+    notes = _notes(first, other, aligned.left_out, a.n_samples, rows, options)
+    sentences = pair_sentences(other.name, first.name, rows)
+    only_first, only_other = aligned.left_out
+    return Pair(other.name, other.test.n_members, a.n_samples, only_first, only_other, sentences, rows, notes)
+
+
+def _shared_sets(first: System, other: System) -> list[str]:
+    return [name for name in first.ood if name in other.ood]
+
+
+def _temperature(system: System) -> Temperature:
+    if system.temperature is None:
+        hint = "Name the run's folder (a predictions file has none), or leave --scaled out."
+        raise SveError(f"'{system.name}' has no fitted temperature.", hint)
+    return system.temperature
+
+
+def _notes(
+    first: System, other: System, left_out: Sequence[int], n: int, rows: Sequence[Difference], options: Options
+) -> list[str]:
+    """What was left out or weakens the numbers, one sentence each."""
+    notes = []
+    for system, count in zip((first, other), left_out, strict=True):
+        if count:
+            notes.append(f"{count:,} samples that only {system.name} has are left out.")
+    places = source_name(first.test), source_name(other.test)
+    if places[0] != places[1]:
+        notes.append(f"The data is called {places[0]} in one and {places[1]} in the other; samples were paired by id all the same.")
+    if first.aggregate != other.aggregate:
+        kinds = {"probs": "probabilities", "logits": "logits"}
+        own, here = kinds[other.aggregate], kinds[first.aggregate]
+        notes.append(f"{other.name} was evaluated on the mean of its members' {own}; here both are on that of their {here}.")
+    if n < SMALL_SET:
+        notes.append(f"Only {n} samples: intervals are wide, and calibration errors are biased upward.")
+    have = {row.key for row in rows}
+    missing = [name for name in options.metrics if METRICS.resolve(name).key(first.bins) not in have]
+    if missing:
+        notes.append(f"Left out because one side lacks what they need (labels, several members): {', '.join(missing)}.")
+    alone = [name for name in (*first.ood, *other.ood) if (name in first.ood) != (name in other.ood)]
+    if alone:
+        notes.append(f"Out-of-distribution sets that only one side has are left out: {', '.join(alone)}.")
+    return notes
+
+
+def n_steps(systems: Sequence[System], scaled: bool) -> int:
+    """How often `compare` calls its `step`."""
+    first = systems[0]
+    return sum(1 + scaled + len(_shared_sets(first, other)) for other in systems[1:])
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """Write comparison.json, .md and .html; the path of the last."""
+    write_text(folder / "comparison.json", comparison.to_json())
+    write_text(folder / "comparison.md", views.render_markdown(comparison))
+    write_text(folder / "comparison.html", views.render_html(comparison))
+    return folder / "comparison.html"

@@ -1,0 +1,77 @@
+"""`set:split` named in the place of a split: the rows of another set, its classes matched by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+
+from sve_cli.data import load_data
+from sve_cli.errors import DataError
+from sve_cli.recipe.spec import DataSpec, SplitSpec
+
+CLASSES = ["ant", "bee", "cow"]
+
+
+def write(folder: Path, split: str, classes: list[str], labels: list[int], shares: list[list[float]] | None = None) -> None:
+    """A split with class names in its types, texts that name the class, and label distributions if given."""
+    columns = {"text": [f"{split} {classes[c]}" for c in labels], "label": labels}
+    types = {"features": {"text": {"dtype": "string", "_type": "Value"}, "label": {"names": classes, "_type": "ClassLabel"}}}
+    table = pa.table({**columns, **({"human_probs": shares} if shares else {})})
+    folder.mkdir(exist_ok=True)
+    stored = table.replace_schema_metadata({"huggingface": json.dumps({"info": types})})
+    pyarrow.parquet.write_table(stored, folder / f"{split}.parquet")
+
+
+@pytest.fixture()
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SVE_DATA_DIR", str(tmp_path))
+    write(tmp_path / "home", "train", CLASSES, [0, 1, 2] * 10)
+    write(tmp_path / "home", "test", CLASSES, [0, 1, 2])
+    return tmp_path
+
+
+def test_classes_of_another_set_are_matched_by_name(home: Path) -> None:
+    write(home / "away", "test", ["cow", "ant", "bee"], [0, 1, 2], [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.5, 0.5]])
+    data = load_data(DataSpec("home", splits=SplitSpec(validation=None, test="away:test")), "text", seed=0)
+    assert data.test is not None and data.train is not None
+    assert (data.test.dataset, data.test.split, data.test.classes) == ("away", "test", CLASSES)
+    assert list(data.test.inputs["text"]) == ["test cow", "test ant", "test bee"] and data.test.labels_N.tolist() == [2, 0, 1]
+    assert data.test.soft_labels_NC is not None
+    np.testing.assert_allclose(data.test.soft_labels_NC, [[0.25, 0.0, 0.75], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])
+    alone = load_data(DataSpec("home", splits=SplitSpec(validation=None, test="away:test")), "text", seed=0, need=("test",)).test
+    assert alone is not None and alone.labels_N.tolist() == [2, 0, 1]  # train decides the order, whether it is loaded or not
+
+
+def test_other_class_names_are_refused(home: Path) -> None:
+    write(home / "away", "test", ["ant", "bee", "dog"], [0, 1, 2])
+    with pytest.raises(DataError, match=r"Label 'dog' of '.*away/test.parquet'.*'away' are matched with those of 'home' by name"):
+        load_data(DataSpec("home", splits=SplitSpec(validation=None, test="away:test")), "text", seed=0)
+
+
+def test_a_split_that_the_other_set_lacks(home: Path) -> None:
+    write(home / "away", "test", CLASSES, [0])
+    with pytest.raises(DataError, match="'away' has no split 'dev'; it has test.*data.splits.test"):
+        load_data(DataSpec("home", splits=SplitSpec(validation=None, test="away:dev")), "text", seed=0)
+
+
+def test_the_same_rows_under_two_names_are_refused(home: Path) -> None:
+    with pytest.raises(DataError, match="uses 'train' twice"):
+        load_data(DataSpec("home", splits=SplitSpec(validation=None, test="home:train")), "text", seed=0)
+
+
+def test_cifar10_judged_on_cifar10h() -> None:
+    folder = os.environ.get("SVE_DATA_DIR")
+    if not folder or not all((Path(folder) / name).is_dir() for name in ("cifar10", "cifar10h")):
+        pytest.skip("SVE_DATA_DIR does not point at a folder that holds cifar10 and cifar10h.")
+    spec = DataSpec("cifar10", splits=SplitSpec(validation=None, test="cifar10h:test"))
+    data = load_data(spec, "image", seed=0, limit=400)
+    assert data.train is not None and data.test is not None and data.test.soft_labels_NC is not None
+    assert data.train.soft_labels_NC is None and data.test.classes == data.train.classes and data.test.dataset == "cifar10h"
+    assert (data.test.soft_labels_NC.argmax(axis=1) == data.test.labels_N).mean() > 0.97
+    assert len({bytes(i) for i in data.train.inputs["image"]} & {bytes(i) for i in data.test.inputs["image"]}) == 0

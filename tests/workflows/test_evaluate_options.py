@@ -1,0 +1,89 @@
+"""Vector scaling and label distributions through the command line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sve_cli.data.digits import load_digits
+from sve_cli.posthoc.state import Posthoc, split_validation
+from sve_cli.posthoc.vector import fit_vector
+from sve_cli.predictions import Predictions
+from sve_cli.recipe.spec import EvaluateSpec
+from sve_cli.workflows import evaluate as workflow
+
+TINY = [
+    "quickstart", "train.epochs=1", "train.batch_size=16", "train.precision=float32", "evaluate.bootstrap=0", "method.members=2"
+]  # fmt: skip
+SOFT = ("nll_soft", "kl_soft", "brier_soft")
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "digits"))
+
+
+def test_vector_scaling_of_a_finished_run(sve: Any, run: Path) -> None:
+    made = sve.json("evaluate", run, "--vector")
+    rows = {row["key"]: row for row in made["report"]["rows"]}
+    assert list(rows) == ["ensemble", "temperature", "vector", "members.0", "members.1"]
+    assert any(line.startswith("Vector scaling fitted on validation") for line in made["report"]["headline"])
+    folder = Path(made["evaluation"])
+    posthoc = Posthoc.from_json((folder / "posthoc.json").read_text())
+    validation = Predictions.load(folder / "predictions" / "validation")
+    selection, _ = split_validation(validation.n_samples, 0)
+    assert posthoc.vector == fit_vector(validation.subset(selection), "probs") and posthoc.vector.n == len(selection)
+    assert "vector scaling" in (folder / "report.md").read_text() and "vector scaling" in (folder / "report.html").read_text()
+    plain = sve.json("evaluate", run)
+    assert [row["key"] for row in plain["report"]["rows"]] == ["ensemble", "temperature", "members.0", "members.1"]
+    assert Posthoc.from_json((Path(plain["evaluation"]) / "posthoc.json").read_text()).vector is None
+    sve.check_refuses("evaluate", "--predictions", folder / "predictions" / "test", "--vector", saying="--vector belongs to a run")
+
+
+def test_varying_options_leave_vector_scaling_out_and_say_so() -> None:
+    rng = np.random.default_rng(0)
+    mask_NC = np.arange(4) < rng.integers(3, 5, size=20)[:, None]
+    logits, labels, ids = rng.normal(size=(2, 20, 4)).astype(np.float32), rng.integers(3, size=20), [str(i) for i in range(20)]
+    validation, spec = Predictions(logits, labels, ids, list("ABCD"), mask_NC=mask_NC), EvaluateSpec(vector=True)
+    posthoc = workflow.fit_posthoc(validation, spec, 0)
+    assert posthoc.vector is None and posthoc.temperature is not None
+    assert "the options vary" in workflow._left_out(spec, validation)[0] and workflow._left_out(EvaluateSpec(), validation) == []
+
+
+def test_a_test_set_of_another_name_with_label_distributions(sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digits' test images under another name, with shares of labels: scored against them as test set, ignored as OOD set."""
+    table = load_digits("test").slice(0, 48)
+    labels_N = np.array(table.column("label").to_pylist())
+    shares_NC = np.full((48, 10), 0.02)
+    shares_NC[np.arange(48), labels_N] += 0.8
+    (tmp_path / "sets" / "people").mkdir(parents=True)
+    marked = table.append_column("human_probs", pa.array(shares_NC.tolist())).replace_schema_metadata(table.schema.metadata)
+    pq.write_table(marked, tmp_path / "sets" / "people" / "test.parquet")
+    monkeypatch.setenv("SVE_DATA_DIR", str(tmp_path / "sets"))
+    folder = tmp_path / "run"
+    sve("train", *TINY, "data.splits.test=people:test", "--limit", 48, "--out", folder)
+    (path,) = (folder / "evaluations").glob("*/report.json")
+    report = json.loads(path.read_text())
+    assert (report["dataset"], report["split"], report["n"]) == ("people", "test", int((labels_N < len(report["classes"])).sum()))
+    rows = {row["key"]: row["metrics"] for row in report["rows"]}
+    for key, names in (("ensemble", SOFT), ("temperature", SOFT), ("members.0", ("nll_soft", "brier_soft"))):
+        assert set(rows[key]) & set(SOFT) == set(names)
+    test = Predictions.load(path.parent / "predictions" / "test")
+    assert test.soft_labels_NC is not None
+    probs_NC = np.exp(test.logits_MNC) / np.exp(test.logits_MNC).sum(axis=2, keepdims=True)
+    kept = shares_NC[labels_N < len(report["classes"])][:, : len(report["classes"])]  # the last digits are no class of the recipe
+    expected = -(kept / kept.sum(axis=1, keepdims=True) * np.log(probs_NC.mean(axis=0))).sum(axis=1).mean()
+    assert rows["ensemble"]["nll_soft"]["value"] == pytest.approx(expected, rel=1e-5)
+    assert "NLL, label distribution" in (path.parent / "report.md").read_text()
+
+    made = sve.json("evaluate", folder, "--ood", "people:test")
+    assert any("'people:test' is the data this run was trained or tested on" in line for line in made["report"]["warnings"])
+    (stored,) = Path(made["evaluation"]).glob("predictions/people-test-*.safetensors")
+    assert Predictions.load(stored.with_suffix("")).soft_labels_NC is None

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from sve_cli.errors import CheckpointError
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.predictions import Predictions
 from sve_cli.registry import METHODS
 
 NETWORKS = ["vit", "resnet", "bert", "bert_mean", "llama", "gpt2"]
@@ -157,6 +159,10 @@ def test_one_member_is_legal(lab: Any, method: str, network: str) -> None:
     built.fit()
     assert built.logits().shape == before.shape == (1, 11, len(built.task.classes))
     assert np.abs(built.logits() - before).max() > 1e-3
+    ids = [str(i) for i in range(11)]
+    known = Predictions(built.logits(), built.test.labels_N, ids, built.task.classes, mask_NC=built.test.mask_NC)
+    view = aggregate(known, "probs")
+    assert np.abs(view.mutual_information_N).max() < 1e-12  # one member leaves nothing epistemic
 
 
 @everywhere

@@ -18,6 +18,7 @@ from sve_cli.ensemble import Round, check_all_called
 from sve_cli.errors import CheckpointError, DivergenceError
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import TrainSpec
+from sve_cli.registry import METHODS
 from sve_cli.tasks.common import TokenisedText
 from sve_cli.training import Checkpointer, epoch_batches, learning_rate_factor, mean_nll, round_steps
 
@@ -37,8 +38,8 @@ def run(lab: Any, loaded: Saved | None, **settings: Any) -> tuple[dict[str, Tens
         saved.append(({n: t.detach().clone() for n, t in tensors.items()}, json.loads(json.dumps(meta))))
 
     dropout = settings.pop("dropout", "off")
-    network = settings.pop("network", "bert")
-    built = lab.build(network, n_train=36, params={"dropout": dropout})
+    network, method = settings.pop("network", "bert"), settings.pop("method", "sve")
+    built = lab.build(network, method, n_train=36, params={"dropout": dropout})
     spec = TrainSpec(**{"epochs": 2, "batch_size": 8, "precision": "float32", "checkpoint_minutes": 0.0, **settings})
     built.trainer(
         spec, 2e-2, 0, Checkpointer(save, loaded), lambda members: predict_logits(built.ensemble, built.test, 8, members)[0]
@@ -60,6 +61,20 @@ def test_a_killed_run_goes_on_to_the_same_bits(lab: Any, settings: dict[str, Any
         assert all(torch.equal(again[n], t) for n, t in state.items())
         assert len(later) == 9 - k
         assert told == (history if k < 4 else history[1:] if k < 9 else [])
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_goes_on_to_the_same_bits(lab: Any, method: str) -> None:
+    """From a checkpoint in the middle of every round: whole networks are trained one after another, cycles from each other."""
+    settings = {"method": method, "dropout": "checkpoint"}
+    state, saved, history = run(lab, None, **settings)
+    rounds = {s[1]["round"]: s for s in saved[:-1]}  # the last of each
+    middle = {s[1]["round"]: s for s in saved[: -len(saved) // 2]}
+    for checkpoint in (*rounds.values(), *middle.values()):
+        again, _, told = run(lab, checkpoint, **settings)
+        assert all(torch.equal(again[n], t) for n, t in state.items())
+        assert told == history[len(history) - len(told) :]
+    assert len(rounds) == len(lab.build("bert", method).ensemble.rounds())
 
 
 def test_the_rest_of_a_run_does_depend_on_the_optimiser(lab: Any) -> None:

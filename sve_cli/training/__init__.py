@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer
+from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Fit",
     "Log",
     "Trainer",
+    "Validate",
     "epoch_batches",
     "learning_rate_factor",
     "mean_nll",

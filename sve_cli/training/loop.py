@@ -281,7 +281,7 @@ class Trainer:
         squared_M = torch.zeros(len(members), dtype=torch.float64)
         grads = [(g, p.grad) for g in self.ensemble.groups for p in g.parameters.values() if p.grad is not None]
         for group, grad in grads:
-            norms = torch.linalg.vector_norm(grad.flatten(1)[members] if group.stacked else grad.reshape(1, -1), dim=1)
+            norms = torch.linalg.vector_norm(grad.reshape(len(grad), -1)[members] if group.stacked else grad.reshape(1, -1), dim=1)
             squared_M += norms.double().cpu() ** 2
         factor_M = (self.spec.clip / (squared_M.sqrt() + 1e-12)).clamp(max=1.0).float().to(self.device)
         for group, grad in grads:
@@ -329,7 +329,8 @@ class Trainer:
 
     def _spread(self, members: list[int]) -> float | None:
         """Mean distance between two members in Σ-space, relative to the mean distance from the checkpoint."""
-        sigma = [p.detach()[members].flatten(1) for g in self.ensemble.groups if g.role == "sigma" for p in g.parameters.values()]
+        groups = (g for g in self.ensemble.groups if g.role == "sigma")
+        sigma = [p.detach()[members].reshape(len(members), -1) for g in groups for p in g.parameters.values()]
         if not sigma or len(members) < 2:
             return None
         all_MR = torch.cat(sigma, dim=1)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -193,28 +194,44 @@ def _trainer(
     if train_split.n_shortened:
         log.say(f"{train_split.n_shortened} of {len(train_split)} training inputs are shortened to the longest length.")
 
-    def validate(members: Sequence[int]) -> np.ndarray:
-        return predict_logits(ensemble, validation, recipe.evaluate.batch_size, members, session.device)[0]
-
-    def features() -> np.ndarray:
-        found = predict_logits(ensemble, train_split, recipe.evaluate.batch_size, [0], session.device, keep_features=True)[1]
-        assert found is not None
-        return found[0]
-
     watcher = loop_log or LoopLog(None, log, advance, 0)
     frozen = ensemble.shares_features and not train_split.augments  # nothing before the heads changes: compute it once
     return training.Trainer(
         ensemble,
         train_split,
         validation,
-        validate,
+        _validator(session, ensemble, validation),
         recipe.train,
         lr,
         recipe.seed,
         watcher,
         checkpointer,
-        features if frozen else None,
+        (lambda: _features(session, ensemble, train_split)) if frozen else None,
     )
+
+
+def _features(session: Session, ensemble: Ensemble, rows: Encoded) -> np.ndarray:
+    """The features (N, F) of an ensemble whose members share them."""
+    batch = session.recipe.evaluate.batch_size
+    found = predict_logits(ensemble, rows, batch, [0], session.device, keep_features=True)[1]
+    assert found is not None
+    return found[0]
+
+
+def _validator(session: Session, ensemble: Ensemble, rows: Encoded) -> training.Validate:
+    """Members -> their logits (M, N, C) on the selection half; features that never change are computed once."""
+    batch = session.recipe.evaluate.batch_size
+    if not ensemble.shares_features:
+        return lambda members: predict_logits(ensemble, rows, batch, members, session.device)[0]
+    kept: list[Tensor] = []
+
+    def from_features(members: Sequence[int]) -> np.ndarray:
+        if not kept:
+            kept.append(torch.from_numpy(_features(session, ensemble, rows)).to(session.device))
+        with torch.inference_mode():
+            return ensemble.heads(kept[0].expand(len(members), -1, -1), members).cpu().numpy()
+
+    return from_features
 
 
 def trainer_for(session: Session, ensemble: Ensemble, rows: Encoded) -> training.Trainer:
@@ -223,17 +240,11 @@ def trainer_for(session: Session, ensemble: Ensemble, rows: Encoded) -> training
     method = METHODS.resolve(recipe.method.name)
     lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
 
-    def features() -> np.ndarray:
-        found = predict_logits(ensemble, rows, recipe.evaluate.batch_size, [0], session.device, keep_features=True)[1]
-        assert found is not None
-        return found[0]
-
     frozen = ensemble.shares_features and not rows.augments
     watcher = LoopLog(None, Silent(), lambda n, t: None, 0)
     nothing = training.Checkpointer(lambda tensors, meta: None)
-    return training.Trainer(
-        ensemble, rows, None, lambda m: np.zeros(0), recipe.train, lr, recipe.seed, watcher, nothing, features if frozen else None
-    )
+    features = (lambda: _features(session, ensemble, rows)) if frozen else None
+    return training.Trainer(ensemble, rows, None, lambda m: np.zeros(0), recipe.train, lr, recipe.seed, watcher, nothing, features)
 
 
 class LoopLog:

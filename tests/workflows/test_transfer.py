@@ -27,7 +27,14 @@ from sve_cli.samples import DataSet
 from sve_cli.training import Checkpointer, Trainer
 from sve_cli.workflows import export as export_workflow
 from sve_cli.workflows.session import Session, Silent
-from sve_cli.workflows.transfer import HeadsOfFrozen, fit_heads, load_all_but_heads, transferred_recipe
+from sve_cli.workflows.transfer import (
+    HeadsOfFrozen,
+    _features,
+    _through_heads,
+    fit_heads,
+    load_all_but_heads,
+    transferred_recipe,
+)
 
 METHOD_NAMES = list(METHODS)
 NEW = ["train.epochs=2", "train.batch_size=16", "train.precision=float32", "evaluate.bootstrap=20", "method.members=2"]
@@ -76,6 +83,7 @@ def test_every_method_keeps_what_it_trained_and_refits_its_heads(lab: Any, metho
     assert same(heads_of(ensemble.state()), heads_of(before))
     fit = fit_heads(session_for(lab, built, method), HeadsOfFrozen(ensemble), RunDir(tmp_path), Silent())
     assert fit.steps == 12
+    assert {n for n, p in ensemble.trainable().items() if p.requires_grad} == set(heads_of(before))
     after = ensemble.state()
     assert same(body_of(after), body_of(trained))
     assert all(not torch.equal(after[n], t) and torch.isfinite(after[n]).all() for n, t in heads_of(before).items())
@@ -111,6 +119,17 @@ def test_features_computed_once_train_the_same_heads(lab: Any, method: str, exec
         ends.append(heads_of(ensemble.state()))
     for name, tensor in ends[0].items():
         assert torch.allclose(tensor, ends[1][name], atol=2e-5), name
+
+
+@pytest.mark.parametrize("method", ["sve", "heads_only"])
+def test_validation_on_stored_features_is_validation_through_the_network(lab: Any, method: str) -> None:
+    built = lab.build("vit", method, members=3)
+    session = session_for(lab, built, method)
+    view = HeadsOfFrozen(rebuilt(lab, method, built, 3))
+    half = session.selection_half()
+    stored = _through_heads(view, _features(session, view, half, ""))([2, 0])
+    whole = predict_logits(view, half, 5)[0]
+    assert stored == pytest.approx(whole[[2, 0]], abs=1e-6) and np.abs(whole[0] - whole[2]).max() > 1e-4
 
 
 @pytest.mark.parametrize("method", ["sve", "deep_ensemble", "mc_dropout"])

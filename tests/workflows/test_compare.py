@@ -1,0 +1,147 @@
+"""`sve compare` and `sve members` on finished runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sve_cli.predictions import Predictions
+from sve_cli.rundir import seal
+
+QUICK = ["--bootstrap", "100", "--permutations", "100"]
+
+
+def test_predictions(run: Path) -> Path:
+    (stem,) = run.glob("evaluations/*/predictions/test.safetensors")
+    return stem.with_suffix("")
+
+
+test_predictions.__test__ = False  # type: ignore[attr-defined]
+
+
+def changed(run: Path, to: Path, change: Callable[[Predictions], Predictions]) -> Path:
+    """A copy of a run with other predictions on all sets, sealed again."""
+    shutil.copytree(run, to)
+    (evaluation,) = (to / "evaluations").iterdir()
+    for file in evaluation.glob("predictions/*.safetensors"):
+        change(Predictions.load(file.with_suffix(""))).save(file.with_suffix(""))
+    seal(evaluation, list(json.loads((evaluation / "COMPLETE").read_text())["files"]))
+    return to
+
+
+@pytest.fixture
+def noisy(trained: Path, tmp_path: Path) -> Path:
+    """The same run with noise on its logits."""
+
+    def noise(predictions: Predictions) -> Predictions:
+        draw = np.random.default_rng(0).normal(size=predictions.logits_MNC.shape)
+        return replace(predictions, logits_MNC=(predictions.logits_MNC + 2.0 * draw).astype(np.float32))
+
+    return changed(trained, tmp_path / "noisy", noise)
+
+
+def test_a_run_against_another(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
+    before = sve.digests(trained)
+    found = sve.json("compare", trained, noisy, *QUICK, "--scaled", "--out", tmp_path / "out")
+    assert found["reference"] == "digits" and found["pairs"][0]["name"] == "noisy" and found["members"] == 2
+    rows = {row["key"]: row for row in found["pairs"][0]["differences"]}
+    ood = [f"ood.digits:ood.{score}.auroc_ood" for score in ("entropy", "mutual_information")]
+    assert {"nll", "temperature.nll", "disagreement", *ood} <= set(rows)
+    assert rows["disagreement"]["verdict"] == "B higher" and rows["nll"]["n"] == 48
+    (report,) = trained.glob("evaluations/*/report.json")
+    stored = {row["key"]: row["metrics"] for row in json.loads(report.read_text())["rows"]}
+    for key, metrics in (("nll", stored["ensemble"]), ("ece_top1_w15", stored["ensemble"]), ("temperature.nll", stored["temperature"])):
+        assert rows[key]["reference"] == pytest.approx(metrics[key.rpartition(".")[2]]["value"])
+    written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
+    assert set(written) == {"comparison.json", "comparison.md", "comparison.html"}
+    assert json.loads(written["comparison.json"]) == found and "<svg" in written["comparison.html"]
+    sve("compare", trained, noisy, *QUICK, "--scaled", "--out", tmp_path / "again")
+    assert (tmp_path / "again" / "comparison.json").read_text() == written["comparison.json"], "to the bit"
+    assert "A = digits, B = noisy, 48 samples" in sve.out and "Only 48 samples" in sve.err
+    assert sve.digests(trained) == before
+
+
+def test_a_run_against_itself_and_against_a_file(sve: Any, trained: Path, noisy: Path) -> None:
+    found = sve.json("compare", trained, trained, noisy, *QUICK)
+    assert [pair["name"] for pair in found["pairs"]] == [f"{trained} (2)", str(noisy)]
+    for row in found["pairs"][0]["differences"]:
+        assert (row["difference"], row["p_value"], row["verdict"]) == (0.0, 1.0, "tie (inside the interval)"), row["key"]
+    alone = sve.json("compare", trained, noisy, *QUICK)
+    assert found["pairs"][1]["differences"] == alone["pairs"][0]["differences"]
+    stem = test_predictions(noisy)
+    by_file = [sve.json("compare", trained, f"{stem}{end}", *QUICK) for end in ("", ".safetensors", ".parquet")]
+    assert by_file[0] == by_file[1] == by_file[2]
+    plain = [row for row in alone["pairs"][0]["differences"] if not row["key"].startswith("ood.")]
+    # Corrected for fewer rows, else the same.
+    drop = {"p_holm": 0}
+    assert [row | drop for row in by_file[0]["pairs"][0]["differences"]] == [row | drop for row in plain]
+    assert any("only one side has are left out: digits:ood" in note for note in by_file[0]["pairs"][0]["notes"])
+
+
+def test_metrics_are_chosen_and_notes_say_what_is_missing(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
+    one = changed(trained, tmp_path / "one", lambda p: replace(p.member(0), dataset="other"))
+    found = sve.json("compare", one, noisy, "--metrics", "nll,disagreement", "--metrics", "brier", "--permutations", 0, "--bootstrap", 100)
+    (pair,) = found["pairs"]
+    assert [row["key"] for row in pair["differences"]] == ["nll", "brier"] and pair["differences"][0]["p_value"] is None
+    assert any(note.endswith("several members): disagreement.") for note in pair["notes"])
+    assert any("called other:test in one" in note for note in pair["notes"])
+    fewer = changed(trained, tmp_path / "fewer", lambda p: p.subset(np.arange(p.n_samples - 5)))
+    (pair,) = sve.json("compare", trained, fewer, "--metrics", "nll", *QUICK)["pairs"]
+    assert (pair["n"], pair["only_reference"], pair["only_other"]) == (43, 5, 0)
+    assert "5 samples that only digits has are left out." in pair["notes"]
+
+
+def test_how_a_run_was_evaluated_is_kept(sve: Any, trained: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(trained, tmp_path / "logits"))
+    sve("evaluate", other, "--aggregate", "logits", "--bins", "7")
+    found = sve.json("compare", other, trained, *QUICK)
+    assert found["settings"]["aggregate"] == "logits" and found["settings"]["bins"] == 7
+    assert "ece_top1_w7" in [row["key"] for row in found["pairs"][0]["differences"]]
+    assert any("evaluated on the mean of its members' probabilities" in note for note in found["pairs"][0]["notes"])
+
+
+def test_what_cannot_be_compared(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    stem = test_predictions(trained)
+    sve.check_refuses("compare", trained, saying="at least two runs")
+    sve.check_refuses("compare", saying="RUN RUN")
+    sve.check_refuses("compare", trained, "nothing", saying="neither a run nor a predictions file at 'nothing'")
+    sve.check_refuses("compare", trained, "empty", saying="There is no run at")
+    sve.check_refuses("compare", trained, noisy, "--metrics", "nl", saying="Did you mean 'nll'?")
+    sve.check_refuses("compare", trained, stem, "--scaled", saying="'test' has no fitted temperature")
+    sve.check_refuses("compare", trained, noisy, "--bootstrap", 10, saying="--bootstrap")
+    turned = changed(trained, tmp_path / "turned", lambda p: replace(p, labels_N=np.where(p.labels_N == 3, 5, p.labels_N)))
+    sve.check_refuses("compare", trained, turned, saying="is '3' in 'digits' and '5' in 'turned'")
+    shutil.rmtree(turned / "evaluations")
+    sve.check_refuses("compare", trained, turned, saying="has no finished evaluation")
+    (file,) = noisy.glob("evaluations/*/predictions/test.parquet")
+    file.write_bytes(b"")
+    sve.check_refuses("compare", trained, noisy, saying="was changed")
+
+
+def test_how_many_members(sve: Any, trained: Path, tmp_path: Path) -> None:
+    found = sve.json("members", trained, "--bootstrap", 100, "--out", tmp_path / "out")
+    curves = {curve["key"]: curve["points"] for curve in found["curves"]}
+    assert found["members"] == 2 and [p["members"] for p in curves["nll"]] == [1, 2]
+    assert "ood.digits:ood.entropy.auroc_ood" in curves and found["enough"] in (1, 2)
+    (report,) = trained.glob("evaluations/*/report.json")
+    stored = {row["key"]: row["metrics"] for row in json.loads(report.read_text())["rows"]}
+    ends = [stored[f"members.{m}"]["nll"]["value"] for m in (0, 1)]
+    assert (curves["nll"][0]["smallest"], curves["nll"][0]["largest"]) == pytest.approx((min(ends), max(ends)))
+    assert curves["nll"][1]["value"] == pytest.approx(stored["ensemble"]["nll"]["value"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"members.json", "members.md", "members.html"}
+    assert json.loads((tmp_path / "out" / "members.json").read_text()) == found
+    by_file = sve.json("members", test_predictions(trained), "--bootstrap", 100, "--metrics", "nll,accuracy")
+    assert [curve["points"] for curve in by_file["curves"]] == [curves["nll"], curves["accuracy"]]
+    assert "Main metrics" in sve("members", trained, "--bootstrap", 100, "--metrics", "nll") and "members" in sve.err
+    sve.check_refuses("members", "nothing", saying="neither a run nor a predictions file")
+    sve.check_refuses("members", saying="no complete run")
+    alone = changed(trained, tmp_path / "alone", lambda p: p.member(0))
+    sve.check_refuses("members", alone, saying="have one member")

@@ -63,9 +63,8 @@ class Live:
 
     def base(self, m: int | None) -> np.ndarray:
         """Logits (N, C) of the untrained network with member m's head (None: with the mean head)."""
-        heads = self.ensemble.heads
-        pick = (lambda p: p.detach().mean(0)) if m is None else (lambda p: p.detach()[m])
-        return self._with_head(self.base_features(), pick(heads.weight_MCF), None if heads.bias_MC is None else pick(heads.bias_MC))
+        head = self.ensemble.averaged_head() if m is None else self.ensemble.heads.head(m, self.ensemble.classes)
+        return self._with_head(self.base_features(), head.weight_CF, head.bias_C)
 
     def predictions(self, logits_MNC: np.ndarray) -> Predictions:
         """Logits with the samples' labels and options."""

@@ -67,17 +67,20 @@ class ThinnedNetworks(Ensemble):
         return [Round((0,), judged_by=tuple(range(self.n_members)))]
 
     def member_network(self, member: int) -> nn.Module:
+        return self._thinned(lambda mask_MI: mask_MI[member])
+
+    def averaged_model(self) -> nn.Module:
+        """The mean of the members' weights: every unit is scaled by the share of members that keep it."""
+        return self.backbone.with_head(self._thinned(lambda mask_MI: mask_MI.mean(0)), self.averaged_head())
+
+    def _thinned(self, pick: Callable[[Tensor], Tensor]) -> nn.Module:
         network = self._plain()
         for view in self.views:
             module = network.get_submodule(view.name)
-            mask_I = self.masks_MI[view.name][member].to(view.weight_OI.device)
+            mask_I = pick(self.masks_MI[view.name]).to(view.weight_OI.device)
             per_unit = view.weight_OI.shape[1] // len(mask_I)  # a convolution has several columns for one channel
             module.weight = nn.Parameter(view.to_native(view.weight_OI * mask_I.repeat_interleave(per_unit)), requires_grad=False)
         return network
-
-    def averaged_model(self) -> nn.Module:
-        """The network with dropout off: the expectation of the members' weights."""
-        return self.backbone.with_head(self._plain(), self.averaged_head())
 
     def _plain(self) -> nn.Module:
         network = self.backbone.fresh(share=False)

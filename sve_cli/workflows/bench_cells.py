@@ -11,16 +11,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name
+from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, nearest
 
-DEFAULT_METHODS = ("single", "heads_only", "deep_ensemble", "lora_ensemble", "sve")
 # Members of these cost nothing in training, so that their learning rates are searched with all of them.
 FREE_MEMBERS = ("heads_only", "mc_dropout")
 _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
-_RATES = ("lr", "bias_lr", "head_lr")
+RATES = ("train.lr", "train.bias_lr", "train.head_lr")
+_PLACES = ("data.name", "data.splits.train", "data.splits.validation", "data.splits.test", "data.ood")  # these may be paths
+_NOT_SWEPT = {"seed": "Write --seeds N instead.", "method.name": "Write --methods a,b instead."}
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Study:
     Attributes:
         recipe: the recipe as it is named; overrides: `key=value` for all methods, or `METHOD:key=value` for one.
         out: the folder of the results; runs: the folder of the runs.
-        factors: of the learning-rate grid; one factor: no search.
+        sweep: recipe key -> values as text. factors: of the learning-rate grid; one factor: no search.
         command: as typed, for the record, without folders of this machine.
     """
 
@@ -64,11 +65,9 @@ class Study:
         """
         chosen = [f"method.name={method}"]
         for override in self.overrides:
-            own = _OWN.match(override)
-            if own is None:
-                chosen.append(override)
-            elif own.group(1) == method:
-                chosen.append(override[own.end() :])
+            owner, bare = split_override(override)
+            if owner in (None, method):
+                chosen.append(bare)
         return load_recipe(self.recipe, [*chosen, *(f"{k}={v}" for k, v in point.items()), *more])
 
     def cell_recipe(self, cell: Cell, factor: float) -> LoadedRecipe:
@@ -108,8 +107,7 @@ def _scaled(recipe: Recipe, factor: float) -> Recipe:
     """The recipe with all learning rates multiplied; unchanged for factor 1."""
     if factor == 1.0:
         return recipe
-    rates = rates_of(recipe)
-    scaled = {name: None if rates[name] is None else float(f"{rates[name] * factor:.6g}") for name in _RATES}  # type: ignore[operator]
+    scaled = {name: None if rate is None else float(f"{rate * factor:.6g}") for name, rate in rates_of(recipe).items()}
     return replace(recipe, train=replace(recipe.train, **scaled))  # type: ignore[arg-type]
 
 
@@ -121,10 +119,17 @@ def rates_of(recipe: Recipe) -> dict[str, float | None]:
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:
-    """Every key path of a recipe with its value; a local checkpoint counts by its folder's name, so that machines agree."""
+    """Every key path of a recipe with its value; local checkpoints and data count by their last part, so that machines agree."""
     pairs = dict(_leaves(asdict(recipe), ""))
-    pairs["model.name"] = model_name(recipe)
-    return pairs
+    pairs |= {key: without_folders(pairs[key], local_paths(recipe)) for key in _PLACES}
+    return {**pairs, "model.name": model_name(recipe)}
+
+
+def local_paths(recipe: Recipe) -> list[str]:
+    """Absolute paths that a recipe names."""
+    pairs = dict(_leaves(asdict(recipe), ""))
+    named = [pairs["model.name"], *(pairs[key] for key in _PLACES if key != "data.ood"), *pairs["data.ood"]]
+    return [value for value in named if value is not None and Path(value).is_absolute()]
 
 
 def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
@@ -137,7 +142,8 @@ def _leaves(values: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
 
 def model_name(recipe: Recipe) -> str:
     """The checkpoint, a local one by its folder's name."""
-    return Path(recipe.model.name).name if Path(recipe.model.name).exists() else recipe.model.name
+    path = Path(recipe.model.name)
+    return path.name if path.is_absolute() or path.exists() else recipe.model.name
 
 
 def same_settings(stored: dict[str, Any], recipe: Recipe) -> list[str]:
@@ -152,27 +158,64 @@ def same_settings(stored: dict[str, Any], recipe: Recipe) -> list[str]:
 
 
 def file_stem(method: str, sweep: dict[str, str]) -> str:
-    """A file name for a row; different rows have different names."""
-    return re.sub(r"[^A-Za-z0-9_.=-]+", "-", row_name(method, sweep)).strip("-")
+    """A file name for a row: plain where that is unambiguous, else with a hash, so that different rows never share a file."""
+    name = row_name(method, sweep)
+    stem = re.sub(r"[^A-Za-z0-9_.=-]+", "-", name).strip("-")
+    plain = all(re.fullmatch(r"[A-Za-z0-9_.-]*[A-Za-z0-9_.]", value) for value in sweep.values())
+    return stem if plain and len(stem) <= 100 else f"{stem[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def split_override(override: str) -> tuple[str | None, str]:
+    """'sve:train.lr=1e-2' -> ('sve', 'train.lr=1e-2'); what is for all methods -> (None, itself).
+
+    Raises:
+        SveError: what stands before the colon is no method.
+    """
+    own = _OWN.match(override)
+    if own is None:
+        return None, override
+    if own.group(1) not in METHODS and own.group(1) not in METHOD_ALIASES:
+        known = nearest(own.group(1), [*METHODS, *METHOD_ALIASES])
+        raise SveError(f"'{override}' is for the method '{own.group(1)}', which is unknown.", known)
+    return own.group(1), override[own.end() :]
 
 
 def parse_sweep(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`key=v1,v2` options as key -> values; commas inside brackets or quotes do not separate.
+    """`key=v1,v2` options as key -> values; commas inside brackets, braces or quotes do not separate.
 
     Raises:
-        SveError: no key, no value, or the same key or value twice.
+        SveError: no key, no value, the same key or value twice, or a key that has an option of its own.
     """
     sweep: dict[str, list[str]] = {}
     for text in texts:
         key, equals, values = text.partition("=")
         key = key.strip()
-        found = [v.strip() for v in re.split(r",(?![^\[]*\])(?=(?:[^\"']|[\"'][^\"']*[\"'])*$)", values)]
+        found = _split(values)
         if not equals or not key or not all(found):
             raise SveError(f"--sweep '{text}' cannot be read.", "Write --sweep key.path=value1,value2")
+        if key in _NOT_SWEPT:
+            raise SveError(f"--sweep cannot vary {key}.", _NOT_SWEPT[key])
         if key in sweep or len(set(found)) < len(found):
             raise SveError(f"--sweep names '{key}' or one of its values twice.", "Name each once.")
         sweep[key] = found
     return sweep
+
+
+def _split(text: str) -> list[str]:
+    """Values between commas; [''] where brackets or quotes do not end."""
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "\"'" and parts[-1].rstrip()[-1:] in ("", "[", "{", ","):
+            quote = letter  # only where a value begins: an apostrophe in a word is none
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts] if not depth and not quote else [""]
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
@@ -204,8 +247,11 @@ def grid_factors(points: int) -> tuple[float, ...]:
 
 def shown_command(words: Sequence[str]) -> str:
     """A command for the record: folders of this machine are cut to their last part."""
+
     def short(word: str) -> str:
-        before, equals, value = word.rpartition("=")
-        return before + equals + (Path(value).name if Path(value).is_absolute() else value)
+        before, equals, value = word.partition("=")
+        if equals and Path(value).is_absolute():
+            return before + equals + Path(value).name
+        return str(without_folders(word))
 
     return shlex.join(short(w) for w in words)

@@ -133,12 +133,15 @@ def open_systems(paths: Sequence[Path]) -> list[System]:
     if len(paths) < 2:
         raise SveError("A comparison needs at least two runs or predictions files.", "Write: sve compare REFERENCE OTHER")
     systems = [open_system(path) for path in paths]
-    names = [system.name for system in systems]
-    if len(set(names)) < len(names):  # several files called `test`, or a run compared with itself
-        names = [str(path) for path in paths]
-    if len(set(names)) < len(names):
-        names = [f"{name} ({i + 1})" for i, name in enumerate(names)]
-    return [replace(system, name=name) for system, name in zip(systems, names, strict=True)]
+    names, places = [system.name for system in systems], [str(path) for path in paths]
+
+    def distinct(i: int) -> str:
+        """The name where it is the only one, else the path (several files called `test`), else the place in the list."""
+        if names.count(names[i]) == 1:
+            return names[i]
+        return places[i] if places.count(places[i]) == 1 else f"{names[i]} ({i + 1})"
+
+    return [replace(system, name=distinct(i)) for i, system in enumerate(systems)]
 
 
 def _pair(first: System, other: System, options: Options, step: Callable[[int, str], None]) -> Pair:

@@ -22,9 +22,7 @@ def make_system(
     shown = data.normal(size=(n, classes))
     shown[np.arange(n), labels] += skill
     logits = (shown + noise * own.normal(size=(members, n, classes))).astype(np.float32)
-    return Predictions(
-        logits, labels, [f"{dataset}{i:04d}" for i in range(n)], [f"c{c}" for c in range(classes)], dataset, "test"
-    )
+    return Predictions(logits, labels, [f"{dataset}{i:04d}" for i in range(n)], [f"c{c}" for c in range(classes)], dataset, "test")
 
 
 def from_probs(probs_NC: np.ndarray, labels: list[int]) -> Predictions:

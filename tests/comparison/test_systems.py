@@ -123,15 +123,15 @@ def test_p_value_of_what_is_no_mean_against_every_swap(make: Make, name: str) ->
 
 @pytest.mark.parametrize("name", ["nll", "ece_top1_w15"])
 def test_equal_systems_are_told_apart_in_five_percent_of_data_sets(make: Make, name: str) -> None:
-    tests = 300
+    tests = 200
     p = []
     for k in range(tests):
         a, b = make(n=40, seed=1, data_seed=k), make(n=40, seed=2, data_seed=k)
-        p.append(only(compare_predictions(a, b, bins=5, metrics=[name], bootstrap=2, permutations=199)).p_value or 0.0)
+        p.append(only(compare_predictions(a, b, bins=5, metrics=[name], bootstrap=2, permutations=99)).p_value or 0.0)
     below = sum(value <= 0.05 for value in p)
-    # 300 x 5 % = 15, standard deviation 3.8
-    assert 4 <= below <= 27, below
-    assert np.mean(p) == pytest.approx(0.5, abs=0.07)
+    # 200 x 5 % = 10, standard deviation 3.1
+    assert 2 <= below <= 19, below
+    assert np.mean(p) == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_interval_holds_the_true_difference(said: Say) -> None:
@@ -283,13 +283,18 @@ def test_auroc_is_compared_on_both_sets(make: Make) -> None:
 
 def test_p_value_of_an_auroc_against_every_swap_of_ranks(make: Make) -> None:
     sides = [(make(n=5, seed=s, noise=noise), ood_of(make, 1, s, 4)) for s, noise in ((1, 2.0), (2, 0.2))]
-    entropies = [np.concatenate([aggregate(p).entropy_N for p in side]) for side in sides]
-    first, second = (rankdata(values) for values in entropies)
-    found = []
-    for choice in product((False, True), repeat=9):
-        x, y = np.where(choice, second, first), np.where(choice, first, second)
-        found.append(auroc_ood(y[:5], y[5:]) - auroc_ood(x[:5], x[5:]))
-    exact = float((np.abs(found) >= abs(found[0]) - 1e-12).mean())
-    row = only(compare_ood([sides[0]], [sides[1]], bootstrap=50, permutations=4000))
-    assert row.difference == pytest.approx(found[0]) and 0.0 < exact < 1.0
+    cool = [replace(p, logits_MNC=p.logits_MNC * np.float32(0.05)) for p in sides[1]]  # its entropies are all near ln 3
+    entropies = [np.concatenate([aggregate(p).entropy_N for p in side]) for side in (sides[0], cool)]
+
+    def exact_p(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+        found = []
+        for choice in product((False, True), repeat=9):
+            x, y = np.where(choice, second, first), np.where(choice, first, second)
+            found.append(auroc_ood(y[:5], y[5:]) - auroc_ood(x[:5], x[5:]))
+        return found[0], float((np.abs(found) >= abs(found[0]) - 1e-12).mean())
+
+    difference, exact = exact_p(rankdata(entropies[0]), rankdata(entropies[1]))
+    assert abs(exact_p(*entropies)[1] - exact) > 0.1, "on the scores themselves it would be another test"
+    row = only(compare_ood([sides[0]], [(cool[0], cool[1])], bootstrap=50, permutations=4000))
+    assert row.difference == pytest.approx(difference)
     assert row.p_value == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / 4000) + 1e-3)

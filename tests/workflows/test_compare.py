@@ -18,12 +18,10 @@ from sve_cli.rundir import seal
 QUICK = ["--bootstrap", "100", "--permutations", "100"]
 
 
-def test_predictions(run: Path) -> Path:
+def predictions_of(run: Path) -> Path:
+    """The stem of the run's test predictions."""
     (stem,) = run.glob("evaluations/*/predictions/test.safetensors")
     return stem.with_suffix("")
-
-
-test_predictions.__test__ = False  # type: ignore[attr-defined]
 
 
 def changed(run: Path, to: Path, change: Callable[[Predictions], Predictions]) -> Path:
@@ -55,10 +53,14 @@ def test_a_run_against_another(sve: Any, trained: Path, noisy: Path, tmp_path: P
     ood = [f"ood.digits:ood.{score}.auroc_ood" for score in ("entropy", "mutual_information")]
     assert {"nll", "temperature.nll", "disagreement", *ood} <= set(rows)
     assert rows["disagreement"]["verdict"] == "B higher" and rows["nll"]["n"] == 48
+    lowest = min(rows.values(), key=lambda row: row["p_value"])
+    assert lowest["p_holm"] == pytest.approx(min(1.0, len(rows) * lowest["p_value"])), "corrected for all rows of the pair"
     (report,) = trained.glob("evaluations/*/report.json")
     stored = {row["key"]: row["metrics"] for row in json.loads(report.read_text())["rows"]}
-    for key, metrics in (("nll", stored["ensemble"]), ("ece_top1_w15", stored["ensemble"]), ("temperature.nll", stored["temperature"])):
-        assert rows[key]["reference"] == pytest.approx(metrics[key.rpartition(".")[2]]["value"])
+    for key, row, metric in (
+        ("nll", "ensemble", "nll"), ("ece_top1_w15", "ensemble", "ece_top1_w15"), ("temperature.nll", "temperature", "nll")
+    ):  # fmt: skip
+        assert rows[key]["reference"] == pytest.approx(stored[row][metric]["value"])
     written = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
     assert set(written) == {"comparison.json", "comparison.md", "comparison.html"}
     assert json.loads(written["comparison.json"]) == found and "<svg" in written["comparison.html"]
@@ -70,12 +72,12 @@ def test_a_run_against_another(sve: Any, trained: Path, noisy: Path, tmp_path: P
 
 def test_a_run_against_itself_and_against_a_file(sve: Any, trained: Path, noisy: Path) -> None:
     found = sve.json("compare", trained, trained, noisy, *QUICK)
-    assert [pair["name"] for pair in found["pairs"]] == [f"{trained} (2)", str(noisy)]
+    assert [found["reference"], *(pair["name"] for pair in found["pairs"])] == ["digits (1)", "digits (2)", "noisy"]
     for row in found["pairs"][0]["differences"]:
         assert (row["difference"], row["p_value"], row["verdict"]) == (0.0, 1.0, "tie (inside the interval)"), row["key"]
     alone = sve.json("compare", trained, noisy, *QUICK)
     assert found["pairs"][1]["differences"] == alone["pairs"][0]["differences"]
-    stem = test_predictions(noisy)
+    stem = predictions_of(noisy)
     by_file = [sve.json("compare", trained, f"{stem}{end}", *QUICK) for end in ("", ".safetensors", ".parquet")]
     assert by_file[0] == by_file[1] == by_file[2]
     plain = [row for row in alone["pairs"][0]["differences"] if not row["key"].startswith("ood.")]
@@ -87,7 +89,8 @@ def test_a_run_against_itself_and_against_a_file(sve: Any, trained: Path, noisy:
 
 def test_metrics_are_chosen_and_notes_say_what_is_missing(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
     one = changed(trained, tmp_path / "one", lambda p: replace(p.member(0), dataset="other"))
-    found = sve.json("compare", one, noisy, "--metrics", "nll,disagreement", "--metrics", "brier", "--permutations", 0, "--bootstrap", 100)
+    chosen = ["--metrics", "nll,disagreement", "--metrics", "brier"]
+    found = sve.json("compare", one, noisy, *chosen, "--permutations", 0, "--bootstrap", 100)
     (pair,) = found["pairs"]
     assert [row["key"] for row in pair["differences"]] == ["nll", "brier"] and pair["differences"][0]["p_value"] is None
     assert any(note.endswith("several members): disagreement.") for note in pair["notes"])
@@ -109,7 +112,7 @@ def test_how_a_run_was_evaluated_is_kept(sve: Any, trained: Path, tmp_path: Path
 
 def test_what_cannot_be_compared(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    stem = test_predictions(trained)
+    stem = predictions_of(trained)
     sve.check_refuses("compare", trained, saying="at least two runs")
     sve.check_refuses("compare", saying="RUN RUN")
     sve.check_refuses("compare", trained, "nothing", saying="neither a run nor a predictions file at 'nothing'")
@@ -138,7 +141,7 @@ def test_how_many_members(sve: Any, trained: Path, tmp_path: Path) -> None:
     assert curves["nll"][1]["value"] == pytest.approx(stored["ensemble"]["nll"]["value"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"members.json", "members.md", "members.html"}
     assert json.loads((tmp_path / "out" / "members.json").read_text()) == found
-    by_file = sve.json("members", test_predictions(trained), "--bootstrap", 100, "--metrics", "nll,accuracy")
+    by_file = sve.json("members", predictions_of(trained), "--bootstrap", 100, "--metrics", "nll,accuracy")
     assert [curve["points"] for curve in by_file["curves"]] == [curves["nll"], curves["accuracy"]]
     assert "Main metrics" in sve("members", trained, "--bootstrap", 100, "--metrics", "nll") and "members" in sve.err
     sve.check_refuses("members", "nothing", saying="neither a run nor a predictions file")

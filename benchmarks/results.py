@@ -1,0 +1,151 @@
+"""The tables of docs/results.md, from the JSON files below benchmarks/results: no number there is written by hand.
+
+    python benchmarks/results.py write            renew every marked region of docs/results.md
+    python benchmarks/results.py check            exit code 1 when a region does not say what the files say
+    python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/runs/NAME.json
+
+A region begins with `<!-- runs: NAME … -->`, `<!-- bench: FOLDER -->` or `<!-- overview -->` and ends with `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from sve_cli.benchmark import BenchRow, BenchTable, build_table, higher_is_better, load_cells, load_grids
+from sve_cli.errors import SveError
+from sve_cli.render import markdown
+from sve_cli.render.bench import sections
+from sve_cli.render.tables import Table
+from sve_cli.report import Report
+from sve_cli.rundir import RunDir, read_json, write_json, write_text
+from sve_cli.workflows.bench_cells import shown_command
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+PAGE = ROOT.parent / "docs" / "results.md"
+REGION = re.compile(r"(<!-- (runs|bench|overview)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
+OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
+HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
+
+
+def keep(folder: str, name: str) -> Path:
+    """Store what a run's newest report says, without folders of this machine."""
+    run = RunDir.open(Path(folder))
+    report = Report.load(run.evaluations()[0] / "report.json")
+    command = shown_command(str(read_json(run.path / "recipe.lock.json")["command"]).split())
+    document = {
+        "schema": "sve-kept-run/1", "command": command, "method": report.provenance["method"],
+        "members": report.provenance["members"], "seed": report.provenance["seed"], "n": report.n,
+        "values": {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in report.addresses().items()},
+        "parameters": report.parameters, "training": report.provenance["training"],
+        "environment": report.provenance["environment"],
+    }  # fmt: skip
+    path = RESULTS / "runs" / f"{name}.json"
+    write_json(path, document)
+    return path
+
+
+def number(values: dict[str, Any], key: str, scale: float, digits: int) -> str:
+    """A value with its interval."""
+    found = values.get(key)
+    if found is None:
+        return ""
+    text = f"{scale * found['value']:.{digits}f}"
+    return text if found["low"] is None else f"{text} ({scale * found['low']:.{digits}f}-{scale * found['high']:.{digits}f})"
+
+
+def runs_region(names: str) -> str:
+    """One row per kept run and one for its temperature-scaled ensemble, and the commands."""
+    rows, commands = [], []
+    for name in names.split():
+        kept = json.loads((RESULTS / "runs" / f"{name}.json").read_text(encoding="utf-8"))
+        values = kept["values"]
+        ece = next(k for k in values if k.startswith("ece_top1_w"))
+        ood = [k for k in values if k.startswith("ood.") and k.endswith(".entropy.auroc_ood")]
+        minutes = f"{kept['training']['seconds'] / 60:.1f}"
+        for prefix, title in (("", f"M = {kept['members']}"), ("temperature.", "temperature"), ("before.", "before training")):
+            if f"{prefix}nll" not in values:
+                continue
+            sets = "; ".join(f"{k.split('.')[1]} {number(values, k, 100, 2)}" for k in ood) if not prefix else ""
+            rows.append([f"{kept['method']}, {title}", number(values, f"{prefix}accuracy", 100, 2),
+                         number(values, f"{prefix}nll", 1, 4), number(values, prefix + ece, 100, 2),
+                         number(values, f"{prefix}brier", 1, 4), sets, "" if prefix else minutes])  # fmt: skip
+        commands.append(kept["command"])
+    heads = ["run", "accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "training min"]
+    files = ", ".join(f"`benchmarks/results/runs/{name}.json`" for name in names.split())
+    return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n" + "\n".join(commands) + "\n```\n"
+
+
+def bench_table(folder: str) -> BenchTable:
+    """The table of one benchmark's folder."""
+    path = RESULTS / folder
+    extra = [read_json(p) if (p := path / name).is_file() else None for name in ("costs.json", "paired.json")]
+    return build_table(load_cells(path), load_grids(path), extra[0], extra[1])
+
+
+def bench_region(folder: str) -> str:
+    """Every table of one benchmark, its notes and commands."""
+    table = bench_table(folder)
+    blocks = []
+    for heading, content in sections(table):
+        if content is not None:
+            blocks.append(f"**{heading}**\n\n{markdown.table(content)}")
+    blocks += [markdown.bullets(table.notes)] if table.notes else []
+    commands = "\n".join(table.commands)
+    blocks.append(f"From `benchmarks/results/{folder}/`, one file a run:\n\n```\n{commands}\n```")
+    return "\n\n".join(blocks) + "\n"
+
+
+def overview_region(folders: str) -> str:
+    """The mean over tasks of every method that has a result on all of them."""
+    tables = {name: bench_table(name) for name in folders.split()}
+    rows: dict[str, list[BenchRow]] = {}
+    for table in tables.values():
+        for row in table.rows:
+            rows.setdefault(row.name, []).append(row)
+    lines = []
+    for name, found in rows.items():
+        if len(found) < len(tables):
+            continue
+        means = [statistics.fmean(r.metrics[key].mean for r in found if key in r.metrics) for key in OVERVIEW]
+        extra = statistics.fmean(r.parameters["extra_fraction"] for r in found)
+        seeds = f"{min(len(r.seeds) for r in found)}"
+        percent = [100.0 if "accuracy" in k or "ece" in k or "auroc" in k else 1.0 for k in OVERVIEW]
+        shown = [f"{s * m:.{2 if s == 100.0 else 4}f}" for s, m in zip(percent, means, strict=True)]
+        lines.append([name, seeds, *shown, f"{100 * extra:.2f}"])
+    arrows = ["↑" if higher_is_better(k) else "↓" for k in OVERVIEW]
+    heads = ["method", "seeds", *(f"{h} {a}" for h, a in zip(HEADS, arrows, strict=True)), "extra parameters %"]
+    return f"Mean over {', '.join(tables)}.\n\n{markdown.table(Table(heads, lines))}\n"
+
+
+def renewed(text: str) -> str:
+    """The page with every region made anew.
+
+    Raises:
+        SveError: a file that a region names is missing or damaged.
+    """
+    made = {"runs": runs_region, "bench": bench_region, "overview": overview_region}
+    return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
+
+
+def main(words: list[str]) -> int:
+    """See the module's docstring."""
+    text = PAGE.read_text(encoding="utf-8")
+    if words[:1] == ["keep"] and len(words) == 3:
+        sys.stdout.write(f"{keep(words[1], words[2])}\n")
+        return 0
+    if words == ["write"]:
+        write_text(PAGE, renewed(text))
+        return 0
+    if words == ["check"]:
+        return 0 if renewed(text) == text else 1
+    raise SveError("This is not understood.", "Write: python benchmarks/results.py write, check, or keep RUN NAME")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

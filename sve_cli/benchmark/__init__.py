@@ -1,0 +1,46 @@
+"""What `sve bench` measures: one value per (method, sweep point, seed), and the table over them.
+
+Shapes do not occur here: everything is a named number. A cell is one trained and evaluated run.
+"""
+
+from sve_cli.benchmark.documents import without_folders
+from sve_cli.benchmark.table import build_table, different_task, different_task_keys, differing_keys, searched
+from sve_cli.benchmark.values import (
+    REFERENCE,
+    SEARCHED_AS,
+    TRAINED,
+    BenchRow,
+    BenchTable,
+    Cell,
+    CellResult,
+    Grid,
+    GridPoint,
+    Spread,
+    higher_is_better,
+    load_cells,
+    load_grids,
+    row_name,
+)
+
+__all__ = [
+    "REFERENCE",
+    "SEARCHED_AS",
+    "TRAINED",
+    "BenchRow",
+    "BenchTable",
+    "Cell",
+    "CellResult",
+    "Grid",
+    "GridPoint",
+    "Spread",
+    "build_table",
+    "different_task",
+    "different_task_keys",
+    "differing_keys",
+    "higher_is_better",
+    "load_cells",
+    "load_grids",
+    "row_name",
+    "searched",
+    "without_folders",
+]

@@ -1,0 +1,134 @@
+"""Finished cells to the table: which belong together, and means, spreads and notes over their seeds."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTable, CellResult, Grid, Spread
+from sve_cli.errors import SveError
+
+_OWN = ("method.", "seed", "train.lr", "train.bias_lr", "train.head_lr", "train.weight_decay")  # what cells may differ in
+
+
+def build_table(
+    cells: Sequence[CellResult],
+    grids: Mapping[str, Grid],
+    costs: Mapping[str, Any] | None,
+    paired: Mapping[str, Any] | None = None,
+) -> BenchTable:
+    """The table over finished cells of one task.
+
+    Args:
+        grids: method -> its learning-rate grid. costs: the document of `costs.json`.
+
+    Raises:
+        SveError: there are no cells, or they do not belong together.
+    """
+    if not cells:
+        raise SveError("There is no finished run to make a table of.", "Run sve bench to its end.")
+    for one, other in itertools.combinations(cells, 2):
+        differing = different_task(one, other)
+        if one.row == other.row:  # seeds of one row differ in nothing else
+            differing = [*differing, *(k for k in differing_keys(one.recipe, other.recipe) if k != "seed")]
+        if differing:
+            raise SveError(
+                f"'{one.label}' and '{other.label}' do not belong in one table: they differ in {differing[0]}.",
+                "Give every benchmark a folder of its own (--out), or remove the files of one of them.",
+            )
+    groups: dict[str, list[CellResult]] = {}
+    for cell in cells:
+        groups.setdefault(cell.row, []).append(cell)
+    rows = [_row(name, group, grids, costs) for name, group in groups.items()]
+    rows.sort(key=lambda r: (r.method != REFERENCE, r.method, [_natural(v) for v in r.sweep.values()]))
+    first = cells[0]
+    sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
+    return BenchTable(
+        task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
+        notes=_notes(cells, grids), commands=list(dict.fromkeys(c.command for c in cells)),
+        paired=None if paired is None else dict(paired),
+    )  # fmt: skip
+
+
+def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Key paths both recipes have with different values. Keys that only a newer version knows do not count."""
+    return sorted(k for k in one.keys() & other.keys() if one[k] != other[k])
+
+
+def different_task(one: CellResult, other: CellResult) -> list[str]:
+    """Key paths in which two cells of one table must not differ, but do."""
+    found = different_task_keys(one.recipe, other.recipe, {*one.sweep, *other.sweep})
+    return found if one.limit == other.limit else [*found, "--limit"]
+
+
+def different_task_keys(one: Mapping[str, Any], other: Mapping[str, Any], swept: Iterable[str]) -> list[str]:
+    """Key paths in which two recipes (key path -> value) of one table must not differ, but do; those swept may."""
+    return [k for k in differing_keys(one, other) if not k.startswith(_OWN) and k not in set(swept)]
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    """Numbers by their size, before words."""
+    try:
+        return 0, float(text), ""
+    except ValueError:
+        return 1, 0.0, text
+
+
+def _row(name: str, group: list[CellResult], grids: Mapping[str, Grid], costs: Mapping[str, Any] | None) -> BenchRow:
+    group = sorted(group, key=lambda c: c.seed)
+    numbers = [{**c.metrics, **_ood_means(c.metrics)} for c in group]
+    shared = [k for k in numbers[0] if all(n.get(k) is not None for n in numbers)]  # null: not finite
+    first = group[0]
+    measured = dict((costs or {}).get("methods", {}).get(name, {}))
+    measured["train_seconds"] = statistics.fmean(c.training["seconds"] for c in group)
+    measured["peak_memory_mb"] = max(c.training["peak_memory_mb"] for c in group)
+    notes = []
+    factor = first.rates["factor"]
+    if grid := searched(first, grids):
+        notes.append(f"learning rates × {factor:.3g}" + (" (edge of the grid)" if grid.at_edge else ""))
+    parameters = {k: float(v) for k, v in first.parameters.items() if isinstance(v, (int, float))}
+    return BenchRow(
+        name=name, method=first.method, members=first.members, sweep=first.sweep, seeds=[c.seed for c in group],
+        metrics={k: Spread.of([n[k] for n in numbers], k) for k in shared}, parameters=parameters, costs=measured, notes=notes,
+    )  # fmt: skip
+
+
+def searched(cell: CellResult, grids: Mapping[str, Grid]) -> Grid | None:
+    """The learning-rate grid that a cell's rates come from: its method's, or that of the method it is searched as."""
+    for method in (cell.method, SEARCHED_AS.get(cell.method, "")):
+        grid = grids.get(method)
+        if grid and any(p.validation_nll is not None for p in grid.points) and grid.best.factor == cell.rates["factor"]:
+            return grid
+    return None
+
+
+def _ood_means(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Means over the OOD sets; none where a set has no number, so that rows stay comparable."""
+    means = {}
+    for score in ("entropy", "mutual_information", "max_probability", "energy"):
+        found = [v for k, v in metrics.items() if k.startswith("ood.") and k.endswith(f".{score}.auroc_ood")]
+        values = [v for v in found if v is not None]
+        if values and len(values) == len(found):
+            means[f"ood_auroc_{score}"] = statistics.fmean(values)
+    return means
+
+
+def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
+    notes = []
+    steps = {c.row: c.training["steps"] for c in cells}
+    used = {g.method: g for c in cells if (g := searched(c, grids))}
+    if used:
+        sizes = {len(g.points) for g in used.values()}
+        seconds = sum(g.seconds for g in used.values())
+        notes.append(
+            f"Learning rates: {'/'.join(map(str, sorted(sizes)))} points a method, all rates scaled together, lowest validation "
+            f"NLL; the search took {seconds / 60:.1f} minutes in all, beside the runs."
+        )
+    if any(c.method == "snapshot" for c in cells):
+        notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")
+    same_steps = not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
+    if len(set(steps.values())) > 1 and same_steps:
+        notes.append("Every member takes the same number of optimiser steps (deep_ensemble: one member after another).")
+    return notes

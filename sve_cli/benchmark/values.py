@@ -1,0 +1,255 @@
+"""The values of a benchmark: cells, their results, learning-rate grids, rows and the table."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sve_cli.benchmark.documents import checked, damaged, read_document, to_json, without_folders
+from sve_cli.errors import SveError
+
+CELL_SCHEMA = "sve-bench-cell/1"
+GRID_SCHEMA = "sve-bench-grid/1"
+TABLE_SCHEMA = "sve-bench/1"
+REFERENCE = "single"  # what costs are relative to
+# One member of these is trained exactly as `single` is, so that one search of learning rates serves all.
+SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
+TRAINED = ("sigma", "lora", "scale", "bias", "norm", "head", "backbone")
+_HIGHER = ("accuracy", "macro_f1", "auroc_ood", "aupr_ood", "aupr_id")
+_NEUTRAL = ("entropy_mean", "expected_entropy_mean", "mutual_information_mean", "disagreement")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run to make: a method with a seed, at one point of the sweep (recipe key -> value as text)."""
+
+    method: str
+    seed: int
+    sweep: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def row(self) -> str:
+        """The row of the table it belongs to."""
+        return row_name(self.method, self.sweep)
+
+    @property
+    def label(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+
+def row_name(method: str, sweep: Mapping[str, str]) -> str:
+    """A method with its sweep point, as people read it: keys by their last part, where that says enough."""
+    last = [key.rpartition(".")[2] for key in sweep]
+    names = last if len(set(last)) == len(last) else list(sweep)
+    point = ", ".join(f"{name}={without_folders(value)}" for name, value in zip(names, sweep.values(), strict=True))
+    return f"{method} ({point})" if point else method
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """What one run reached and cost.
+
+    Attributes:
+        task: the recipe's name; recipe: every key path with its value, the checkpoint by its folder's name.
+        rates: factor on the learning rates, and the rates themselves.
+        metrics: report address -> value, of the ensemble, its post-hoc rows and every OOD set (not of single members).
+        parameters, training: as in the run's report and training.json.
+        model, command: without the folders of this machine.
+    """
+
+    task: str
+    recipe: dict[str, Any]
+    limit: int | None
+    method: str
+    members: int
+    seed: int
+    sweep: dict[str, str]
+    rates: dict[str, float | None]
+    metrics: dict[str, float]
+    parameters: dict[str, Any]
+    training: dict[str, Any]
+    rows: dict[str, int]
+    model: str
+    command: str
+    warnings: list[str]
+    environment: dict[str, Any]
+    run: str
+    schema: str = CELL_SCHEMA
+
+    @property
+    def row(self) -> str:
+        return row_name(self.method, self.sweep)
+
+    @property
+    def label(self) -> str:
+        return f"{self.row}, seed {self.seed}"
+
+    def to_json(self) -> str:
+        """The JSON document."""
+        return to_json(asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> CellResult:
+        """Read a cell.
+
+        Raises:
+            SveError: unreadable, or not a cell.
+        """
+        raw = read_document(path, CELL_SCHEMA, CellResult)
+        found = {f"training.{k}": raw["training"].get(k) for k in ("seconds", "steps", "peak_memory_mb")}
+        for key, value in {**found, "rates.factor": raw["rates"].get("factor")}.items():
+            if not isinstance(value, (int, float)):
+                raise damaged(path, key)
+        return CellResult(**raw)
+
+
+@dataclass(frozen=True)
+class GridPoint:
+    """One point of a learning-rate grid. `validation_nll`: on the selection half; None: it diverged, or was not finite."""
+
+    factor: float
+    validation_nll: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The learning-rate grid of one method. `recipe`: what it was searched with, at factor 1."""
+
+    method: str
+    members: int
+    recipe: dict[str, Any]
+    points: list[GridPoint]
+    schema: str = GRID_SCHEMA
+
+    @property
+    def best(self) -> GridPoint:
+        """The point with the lowest validation NLL.
+
+        Raises:
+            SveError: every point diverged.
+        """
+        usable = [(p.validation_nll, p.factor, p) for p in self.points if p.validation_nll is not None]
+        if not usable:
+            raise SveError(
+                f"{self.method} diverged at every point of its learning-rate grid.",
+                f"Lower its rates, as with {self.method}:train.lr=1e-4 or {self.method}:train.head_lr=1e-3.",
+            )
+        return min(usable)[2]
+
+    @property
+    def at_edge(self) -> bool:
+        """The best point is the first or the last that was tried: a wider grid might do better."""
+        factors = sorted(p.factor for p in self.points)
+        return len(factors) > 1 and self.best.factor in (factors[0], factors[-1])
+
+    @property
+    def seconds(self) -> float:
+        return sum(p.seconds for p in self.points)
+
+    def to_json(self) -> str:
+        """The JSON document."""
+        return to_json(asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> Grid:
+        """Read a grid.
+
+        Raises:
+            SveError: unreadable, or not a grid.
+        """
+        raw = read_document(path, GRID_SCHEMA, Grid)
+        points = [GridPoint(**checked(p, path, GridPoint)) for p in raw["points"]]
+        return Grid(**{**raw, "points": points})
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One number over seeds: mean, standard deviation (n - 1; None for one seed), the worst seed."""
+
+    mean: float
+    std: float | None
+    worst: float
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float], key: str) -> Spread:
+        """The spread of one metric's values; 'worst' follows its direction, and is the largest where it has none."""
+        worst = min(values) if higher_is_better(key) else max(values)
+        return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, worst, len(values))
+
+
+@dataclass(frozen=True)
+class BenchRow:
+    """One row of the table: a method at one sweep point, over its seeds.
+
+    Attributes:
+        metrics: address -> spread; `ood_auroc_entropy` and `ood_auroc_mutual_information` are means over the OOD sets.
+        parameters: trained numbers by role; extra (all members, heads apart) and its share of the checkpoint; stored bytes.
+        costs: measured side by side (see `costs`), relative to `single`: train_time, train_flops, predict_flops, latency_1,
+            latency_32; and train_seconds, peak_memory_mb of the runs themselves.
+        notes: what a reader must know of this row.
+    """
+
+    name: str
+    method: str
+    members: int
+    sweep: dict[str, str]
+    seeds: list[int]
+    metrics: dict[str, Spread]
+    parameters: dict[str, float]
+    costs: dict[str, float]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class BenchTable:
+    """All rows of one task. `paired`: differences to `reference` inside or outside of their paired intervals."""
+
+    task: str
+    model: str
+    rows_of_data: dict[str, int]
+    rows: list[BenchRow]
+    ood: list[str]
+    notes: list[str]
+    commands: list[str]
+    paired: dict[str, Any] | None = None
+    schema: str = TABLE_SCHEMA
+
+    def to_json(self) -> str:
+        """The JSON document."""
+        return to_json(asdict(self))
+
+
+def higher_is_better(key: str) -> bool | None:
+    """The direction of a report address; None: no direction."""
+    stem = key.rpartition(".")[2]
+    if stem.startswith("ood_auroc") or stem in _HIGHER:
+        return True
+    return None if stem in _NEUTRAL else False
+
+
+def load_cells(folder: Path) -> list[CellResult]:
+    """Every finished cell of a benchmark's folder, in the order of their names.
+
+    Raises:
+        SveError: a file that is no cell.
+    """
+    return [CellResult.load(path) for path in _files(folder, "*-seed*.json")]
+
+
+def load_grids(folder: Path) -> dict[str, Grid]:
+    """Every grid of a benchmark's folder by method.
+
+    Raises:
+        SveError: a file that is no grid.
+    """
+    return {grid.method: grid for path in _files(folder / "grid", "*.json") if (grid := Grid.load(path))}
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """Without hidden ones: a killed process leaves those it was writing."""
+    return [path for path in sorted(folder.glob(pattern)) if not path.name.startswith(".")]

@@ -1,0 +1,141 @@
+"""What `sve bench` refuses before it trains anything: recipes, folders and earlier results that do not fit."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+from sve_cli.benchmark import Cell, CellResult, Grid, different_task, different_task_keys, load_cells, load_grids, without_folders
+from sve_cli.errors import SveError
+from sve_cli.recipe import Recipe
+from sve_cli.registry import ONE_NETWORK
+from sve_cli.workflows.bench_cells import RATES, Study, file_stem, flat, local_paths, same_settings, split_override
+
+
+def check_study(study: Study) -> None:
+    """Refuse a study that could not be finished, or whose rows would not belong in one table.
+
+    Raises:
+        SveError: a recipe that cannot be loaded, an override for an unknown method, rows or sets of one name, members of a
+            method that is one network, settings that only some methods have.
+    """
+    for override in study.overrides:
+        split_override(override)
+    rows = Counter(file_stem(m, p) for p in study.points() for m in study.methods)
+    if twice := [stem for stem, n in rows.items() if n > 1]:
+        raise SveError(f"Two rows would be called '{twice[0]}'.", "Give the swept files or folders different names.")
+    first: Recipe | None = None
+    for cell in study.cells():
+        recipe = study.cell_recipe(cell, 1.0).recipe
+        _check_recipe(cell, recipe)
+        first = first or recipe
+        if differing := different_task_keys(flat(first), flat(recipe), study.sweep):
+            raise SveError(
+                f"'{cell.row}' would be trained with another {differing[0]} than '{study.cells()[0].row}'.",
+                "Rows of one table may differ in method.*, their learning rates and weight decay, and in what --sweep names.",
+            )
+
+
+def _check_recipe(cell: Cell, recipe: Recipe) -> None:
+    name, members = recipe.method.name, recipe.method.members
+    if name in ONE_NETWORK and members != 1:
+        raise SveError(
+            f"{name} is one network, but method.members is {members}.",
+            "Leave it out of --methods, or give method.members to the others only, as METHOD:method.members=4.",
+        )
+    sets = Counter(without_folders(recipe.data.ood, local_paths(recipe)))
+    if twice := [called for called, n in sets.items() if n > 1]:
+        raise SveError(f"Two sets of data.ood are called '{twice[0]}'.", "Name each once, and give files different names.")
+
+
+def check_results(study: Study) -> None:
+    """Refuse a folder with results that this study would not repeat, or that do not belong in a table with its own.
+
+    Raises:
+        SveError: results or grids of other settings, or damaged ones.
+    """
+    first = study.cells()[0]
+    recipe = flat(study.cell_recipe(first, 1.0).recipe)
+    for stored in load_cells(study.out):
+        probe = replace(stored, recipe=recipe, sweep=dict.fromkeys([*stored.sweep, *study.sweep], ""), limit=study.limit)
+        if differing := different_task(stored, probe):
+            raise SveError(
+                f"'{study.out}' holds results with another {differing[0]} ({stored.row}).",
+                "Choose another folder with --out, or repeat the settings it was made with.",
+            )
+    load_grids(study.out)
+    for method in searches(study):
+        check_grid(study, method)
+    for cell in study.cells():
+        is_done(study, cell)
+
+
+def check_grid(study: Study, method: str) -> Grid:
+    """The grid of a method as far as it was searched.
+
+    Raises:
+        SveError: it was searched with other settings.
+    """
+    path, recipe = study.grid_path(method), study.grid_recipe(method, 1.0).recipe
+    known = Grid.load(path) if path.is_file() else Grid(method, recipe.method.members, flat(recipe), [])
+    if differing := same_settings(known.recipe, recipe):
+        raise SveError(
+            f"'{path}' was made with another {differing[0]} than is asked for now.",
+            "Remove it to search again, or choose another --out.",
+        )
+    return known
+
+
+def is_done(study: Study, cell: Cell) -> bool:
+    """Whether a cell's result is there. Its learning rates are compared once they have been searched.
+
+    Raises:
+        SveError: the result was made with other settings.
+    """
+    path = study.result_path(cell)
+    if not path.is_file():
+        return False
+    factor = chosen_factor(study, cell.method)
+    found = same_settings(CellResult.load(path).recipe, study.cell_recipe(cell, factor or 1.0).recipe)
+    if differing := [k for k in found if factor is not None or k not in RATES]:
+        raise SveError(
+            f"'{path}' was made with another {differing[0]} than is asked for now.",
+            "Remove it to train it again, or choose another --out.",
+        )
+    return True
+
+
+def searches(study: Study) -> list[str]:
+    """The methods whose learning rates are searched."""
+    return list(dict.fromkeys(study.searched_as(method) for method in study.methods)) if len(study.factors) > 1 else []
+
+
+def chosen_factor(study: Study, method: str) -> float | None:
+    """The factor on a method's learning rates; None as long as its search is not finished.
+
+    Raises:
+        SveError: it diverged at every point.
+    """
+    if len(study.factors) == 1:
+        return 1.0
+    path = study.grid_path(study.searched_as(method))
+    grid = Grid.load(path) if path.is_file() else None
+    if grid is None or not {*study.factors} <= {p.factor for p in grid.points}:
+        return None
+    return grid.best.factor
+
+
+def check_place(folder: Path) -> None:
+    """Make a folder and try to write in it.
+
+    Raises:
+        SveError: a file is in the way, or it cannot be written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SveError(f"Cannot write in '{folder}' ({error.strerror}).", "Choose another folder with --out.") from error

@@ -4,7 +4,8 @@
     python benchmarks/results.py check            exit code 1 when a region does not say what the files say
     python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/runs/NAME.json
 
-A region begins with `<!-- runs: NAME … -->`, `<!-- bench: FOLDER -->` or `<!-- overview -->` and ends with `<!-- end -->`.
+A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->` or
+`<!-- decomposition -->` and ends with `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sve_cli.workflows.bench_cells import shown_command
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
-REGION = re.compile(r"(<!-- (runs|bench|overview)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
+REGION = re.compile(r"(<!-- (runs|ood|bench|overview|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
 
@@ -81,6 +82,24 @@ def runs_region(names: str) -> str:
     return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n" + "\n".join(commands) + "\n```\n"
 
 
+def ood_region(name: str) -> str:
+    """AUROC of every OOD set and score of one kept run."""
+    values = json.loads((RESULTS / "runs" / f"{name}.json").read_text(encoding="utf-8"))["values"]
+    found = [k.split(".") for k in values if k.startswith("ood.") and k.endswith(".auroc_ood")]
+    scores = list(dict.fromkeys(parts[2] for parts in found))
+    rows = [[s, *(number(values, f"ood.{s}.{k}.auroc_ood", 100, 1) for k in scores)] for s in dict.fromkeys(p[1] for p in found)]
+    heads = ["OOD AUROC %", *(k.replace("_", " ") for k in scores)]
+    return f"{markdown.table(Table(heads, rows))}\n"
+
+
+def decomposition_region(nothing: str) -> str:
+    """Ratios to torch's float32 SVD from decomposition.json."""
+    kept = json.loads((RESULTS / "decomposition.json").read_text(encoding="utf-8"))
+    rows = [[" x ".join(map(str, r["shape"])), *(f"{r['ratio'][k]:.2f}" for k in ("decompose_weight", "verify"))] for r in kept["rows"]]
+    settings = f"{kept['threads']} threads, {kept['repeats']} alternating repeats, torch {kept['torch']}."
+    return f"{markdown.table(Table(['shape', 'decompose', 'verify'], rows))}\n\n{settings}\n"
+
+
 def bench_table(folder: str) -> BenchTable:
     """The table of one benchmark's folder."""
     path = RESULTS / folder
@@ -129,7 +148,8 @@ def renewed(text: str) -> str:
     Raises:
         SveError: a file that a region names is missing or damaged.
     """
-    made = {"runs": runs_region, "bench": bench_region, "overview": overview_region}
+    made = {"runs": runs_region, "ood": ood_region, "bench": bench_region, "overview": overview_region}
+    made["decomposition"] = decomposition_region
     return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
 
 

@@ -117,6 +117,8 @@ def _interrupted(console: Console, arguments: list[str]) -> int:
 
 
 def _resume_hint(arguments: list[str]) -> str:
+    if "bench" in arguments:
+        return "What is finished is kept: the same command goes on from there."
     training = "train" in arguments and "--dry-run" not in arguments
     return "A training run that had begun goes on with: sve train --resume" if training else ""
 

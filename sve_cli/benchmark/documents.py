@@ -26,7 +26,7 @@ def without_folders(value: Any, known: Sequence[str] = ()) -> Any:
     if isinstance(value, str):
         for path in sorted(known, key=len, reverse=True):
             value = value.replace(path, Path(path).name)
-        if value.startswith("/"):
+        if value.startswith("/") and "," not in value:  # a path and nothing else: it may hold spaces
             value = Path(value).name
         return _FOLDERS.sub(lambda found: Path(found.group()).name, value)
     if isinstance(value, Mapping):

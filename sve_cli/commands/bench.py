@@ -43,11 +43,10 @@ def bench(
     from sve_cli.workflows.bench_cells import Study, grid_factors, parse_methods, parse_sweep, shown_command
 
     console = Console(json_mode=as_json)
-    name = Path(recipe).stem
-    folder = out or Path("bench") / name
+    folder = out or Path("bench") / Path(recipe).stem
     study = Study(
         recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(methods), seeds=seeds,
-        sweep=parse_sweep(sweep or []), factors=grid_factors(grid), out=folder, runs=runs_root() / "bench" / folder.name,
+        sweep=parse_sweep(sweep or []), factors=grid_factors(grid), out=folder, runs=runs_root() / "bench" / folder.absolute().name,
         limit=limit, command=shown_command(["sve", *sys.argv[1:]]),
     )  # fmt: skip
     found = write_table(folder, study, console) if table else run_bench(study, console, jobs, costs)

@@ -43,7 +43,7 @@ class Params:
     member_batches: Literal["independent", "shared"] = doc(
         "Whether members see independent mini-batches or the same.", "independent"
     )
-    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "off")
+    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
 
 
 class BatchLinear(MatrixLinear):

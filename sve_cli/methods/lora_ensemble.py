@@ -34,7 +34,7 @@ class Params:
         "Whether members see independent mini-batches or the same (the paper: the same).", "independent"
     )
     biases: Literal["member", "frozen"] = doc("Whether each member trains its own biases where a layer has one.", "frozen")
-    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "off")
+    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
 
 
 class LoraLinear(MatrixLinear):

@@ -41,7 +41,7 @@ class Params:
         "Whether members see independent mini-batches or the same.", "independent"
     )
     train_norms: bool = doc("Also train each member's own normalisation weights (an extension of the paper).", False)
-    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "off")
+    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
     decay_toward: Literal["pretrained", "zero"] = doc(
         "Where weight decay pulls the singular values; the paper: zero.", "pretrained"
     )

@@ -27,7 +27,7 @@ class Params:
         "What is optimised: s itself (absolute, as published) or the gain s/S (relative). They want different learning rates.",
         "absolute",
     )
-    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "off")
+    dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
 
 
 class SVFit:

@@ -2,60 +2,67 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from typing import Any
 
 from sve_cli.benchmark import REFERENCE, TRAINED, BenchRow, BenchTable, Spread, higher_is_better
 from sve_cli.render import markdown, page
-from sve_cli.render.figures import WIDTH, Frame, nice_ticks, svg
+from sve_cli.render.pareto import Point, front, pareto_svg
 from sve_cli.render.tables import MISSING, Table, format_number
 
-QUALITY = ("accuracy", "nll", "ece_top1_w", "brier", "ood_auroc_entropy", "ood_auroc_mutual_information")
-SCALED = ("temperature.nll", "temperature.ece_top1_w")
+QUALITY = ("accuracy", "nll", "ece_top1_w", "brier")
+OOD = ("ood_auroc_entropy", "ood_auroc_mutual_information", "ood_auroc_max_probability", "ood_auroc_energy")
+SCALED = ("temperature.accuracy", "temperature.nll", "temperature.ece_top1_w", "temperature.brier")
+FURTHER = ("mutual_information_mean", "disagreement", "nll_soft", "kl_soft", "brier_soft")
 _HEADS = {
-    "accuracy": "Accuracy %", "nll": "NLL", "ece_top1_w": "ECE %", "brier": "Brier",
-    "ood_auroc_entropy": "OOD AUROC %, entropy", "ood_auroc_mutual_information": "OOD AUROC %, mutual information",
-    "temperature.nll": "NLL, temperature", "temperature.ece_top1_w": "ECE %, temperature",
-    "mutual_information_mean": "Mutual information", "disagreement": "Disagreement %", "nll_soft": "NLL, human labels",
-    "kl_soft": "KL, human labels", "brier_soft": "Brier, human labels",
+    "accuracy": "Accuracy %", "nll": "NLL", "ece_top1_w": "ECE %", "brier": "Brier", "ood_auroc_entropy": "Entropy",
+    "ood_auroc_mutual_information": "Mutual information", "ood_auroc_max_probability": "Maximum probability",
+    "ood_auroc_energy": "Energy", "mutual_information_mean": "Mutual information", "disagreement": "Disagreement %",
+    "nll_soft": "NLL, human labels", "kl_soft": "KL, human labels", "brier_soft": "Brier, human labels",
+    "auroc_ood": "AUROC %",
 }  # fmt: skip
-_FURTHER = ("mutual_information_mean", "disagreement", "nll_soft", "kl_soft", "brier_soft")
 _COSTS = {
     "train_time": "Training time", "train_flops": "Training FLOPs", "predict_flops": "Prediction FLOPs",
     "latency_1": "Latency, batch 1", "latency_32": "Latency, batch 32",
 }  # fmt: skip
+_ROLES = {"sigma": "Σ", "lora": "LoRA", "scale": "Scales", "bias": "Biases", "norm": "Norms", "head": "Heads"}
+_PLOTS = {"train_time": "Training cost against NLL", "latency_32": "Prediction cost against NLL"}
+_SPACE = "\N{NO-BREAK SPACE}"
 
 
 def render_markdown(table: BenchTable) -> str:
     """The whole benchmark as Markdown."""
-    blocks = [f"# {_title(table)}", subtitle(table)]
+    blocks = [f"# {markdown.escape(_title(table))}", markdown.escape(subtitle(table))]
     for heading, content in sections(table):
-        blocks.append(markdown.section(heading, content))
+        blocks.append(markdown.section(f"## {heading}", content))
     if table.notes:
-        blocks.append(markdown.bullets([markdown.escape(note) for note in table.notes]))
-    blocks.append("```\n" + "\n".join(table.commands) + "\n```")
+        blocks += ["## Notes", markdown.bullets(table.notes)]
+    fence = "~~~~" if any("```" in command for command in table.commands) else "```"
+    blocks += ["## Commands", f"{fence}\n" + "\n".join(table.commands) + f"\n{fence}"]
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
 def render_html(table: BenchTable) -> str:
     """The whole benchmark as one HTML page, with the Pareto plots."""
     plots = [
-        page.figure("Training cost against NLL", pareto_sentence(table, "train_time"), pareto_svg(table, "train_time")),
-        page.figure("Prediction cost against NLL", pareto_sentence(table, "latency_32"), pareto_svg(table, "latency_32")),
+        page.figure(caption, pareto_sentence(table, cost), pareto_svg(points(table, cost), f"{_COSTS[cost]}, × {REFERENCE}"))
+        for cost, caption in _PLOTS.items()
     ]
     blocks = [page.head(_title(table), subtitle(table), [], []), page.figures(plots)]
     blocks += [page.section(heading, content, "sticky") for heading, content in sections(table)]
     blocks += ["<h2>Notes</h2>" if table.notes else "", page.bullets(table.notes)]
-    blocks += ["<h2>Commands</h2>", page.bullets(table.commands)]
+    blocks += ["<h2>Commands</h2>", page.code(table.commands)]
     return page.page(_title(table), blocks)
 
 
 def sections(table: BenchTable) -> list[tuple[str, Table | None]]:
     """Headings with their tables, in reading order."""
+    sets = "" if len(table.ood) == 1 else f", mean of {len(table.ood)} sets"
     return [
         ("Quality", quality_table(table, QUALITY)),
+        (f"Out-of-distribution detection: AUROC %{sets}", quality_table(table, OOD)),
         ("After temperature scaling", quality_table(table, SCALED)),
-        ("Members and labels", quality_table(table, _FURTHER)),
+        ("Members and labels", quality_table(table, FURTHER)),
         ("Paired differences", paired_table(table)),
         ("Costs", cost_table(table)),
         ("Parameters", parameter_table(table)),
@@ -63,13 +70,15 @@ def sections(table: BenchTable) -> list[tuple[str, Table | None]]:
 
 
 def subtitle(table: BenchTable) -> str:
-    """One line under the title: model, data, seeds."""
+    """What the table is about and how to read it: model, data, seeds, signs."""
     rows = ", ".join(f"{n:,} {split}" for split, n in table.rows_of_data.items())
     seeds = sorted({len(row.seeds) for row in table.rows})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     plural = "" if seeds == [1] else "s"
     sets = f"; OOD: {', '.join(table.ood)}" if table.ood else ""
-    return f"{table.model}; samples: {rows}{sets}; {counted} seed{plural} a row; mean ± standard deviation, worst seed in brackets."
+    spread = "" if seeds == [1] else " Mean ± standard deviation, worst seed in parentheses."
+    best = " An asterisk marks the best mean of a column." if len(table.rows) > 1 else ""
+    return f"{table.model}; samples: {rows}{sets}; {counted} seed{plural} a row.{spread}{best}"
 
 
 def _title(table: BenchTable) -> str:
@@ -82,68 +91,96 @@ def _key(row: BenchRow, stem: str) -> str | None:
 
 
 def quality_table(table: BenchTable, stems: Sequence[str]) -> Table | None:
-    """Mean ± std [worst] of metrics; the best mean of each column is marked with an asterisk."""
+    """Mean ± std (worst) of metrics; the best mean of each column is marked with an asterisk."""
     shown = [s for s in stems if any(_key(row, s) for row in table.rows)]
     if not shown:
         return None
     best = {s: _best(table, s) for s in shown}
-    heads = [f"{_HEADS[s]} {'↑' if higher_is_better(s) else '↓' if higher_is_better(s) is False else ''}".strip() for s in shown]
-    rows = []
-    for row in table.rows:
-        cells = [_cell(row, s) + ("*" if best[s] == row.name else "") for s in shown]
-        rows.append([row.name, str(row.members), str(len(row.seeds)), *cells])
-    return Table(["Row", "M", "Seeds", *heads], rows, frozenset(range(1, len(shown) + 3)))
+    rows = [
+        [row.name, str(row.members), str(len(row.seeds)), *(_cell(row, s, row.name in best[s]) for s in shown)]
+        for row in table.rows
+    ]
+    return Table(["Row", "M", "Seeds", *map(_head, shown)], rows, frozenset(range(1, len(shown) + 3)))
 
 
-def _best(table: BenchTable, stem: str) -> str:
+def _head(key: str) -> str:
+    """A metric as people call it, with its unit and which way is better; the number of bins varies."""
+    stem = key.removeprefix("temperature.").rstrip("0123456789")
+    better = higher_is_better(key)
+    return f"{_HEADS.get(stem, stem)} {'' if better is None else '↑' if better else '↓'}".strip()
+
+
+def _best(table: BenchTable, stem: str) -> set[str]:
+    """Names of the rows with the best mean; none without a direction, or with nothing to compare."""
     better = higher_is_better(stem)
-    found = [(row.metrics[k].mean, row.name) for row in table.rows if (k := _key(row, stem))]
+    found = {row.name: row.metrics[k].mean for row in table.rows if (k := _key(row, stem))}
     if better is None or len(found) < 2:
-        return ""
-    return (max if better else min)(found)[1]
+        return set()
+    top = (max if better else min)(found.values())
+    return {name for name, mean in found.items() if mean == top}
 
 
-def _cell(row: BenchRow, stem: str) -> str:
+def _cell(row: BenchRow, stem: str, best: bool) -> str:
     key = _key(row, stem)
-    return MISSING if key is None else format_spread(key, row.metrics[key])
+    return MISSING if key is None else format_spread(key, row.metrics[key], "*" if best else "")
 
 
-def format_spread(key: str, spread: Spread) -> str:
-    """'95.9 ± 0.2 [95.6]'; only the value for one seed."""
+def format_spread(key: str, spread: Spread, mark: str = "") -> str:
+    """'95.9* ± 0.2 (95.6)'; only the value for one seed. `mark` stands behind the mean."""
     name = "auroc_ood" if key.startswith("ood_auroc") else key.rpartition(".")[2]
-    value = format_number(name, spread.mean).removesuffix(" %")
+    value = format_number(name, spread.mean) + mark
     if spread.std is None:
         return value
-    std, worst = (format_number(name, number).removesuffix(" %") for number in (spread.std, spread.worst))
-    return f"{value} ± {std} [{worst}]"
+    return f"{value} ± {format_number(name, spread.std)} ({format_number(name, spread.worst)})"
 
 
 def paired_table(table: BenchTable) -> Table | None:
-    """Differences to the reference row with their paired intervals over test samples."""
+    """Differences to the reference row with their paired intervals over test samples, metric by metric."""
     if not table.paired or not table.paired["rows"]:
         return None
-    rows = []
-    for name, found in table.paired["rows"].items():
-        for key, d in found["differences"].items():
-            inside = d["low"] <= 0.0 <= d["high"]
-            stem = key.rpartition(".")[2]
-            better = higher_is_better(stem)
-            verdict = "tie" if inside else ("better" if (d["difference"] > 0) == better else "worse")
-            shown = [f"{_signed(stem, d[k])}" for k in ("difference", "low", "high")]
-            rows.append([name, key, f"{shown[0]} ({shown[1]} to {shown[2]})", f"{verdict} than {table.paired['reference']}"
-                         if verdict != "tie" else "tie"])  # fmt: skip
-    return Table(["Row", "Report key", f"Row minus {table.paired['reference']}", "Verdict"], rows, frozenset({2}))
+    reference = table.paired["reference"]
+    order = {row.name: i for i, row in enumerate(table.rows)}
+    found = dict(sorted(table.paired["rows"].items(), key=lambda item: order.get(item[0], len(order))))
+    keys = dict.fromkeys(key for row in found.values() for key in row["differences"])
+    rows: list[list[str]] = []
+    strong: set[int] = set()
+    for key in keys:
+        for name in found:
+            if (d := found[name]["differences"].get(key)) is None:
+                continue
+            verdict = _verdict(d, reference)
+            strong |= {len(rows)} if verdict != "tie" else set()
+            difference, low, high = (_signed(key.rpartition(".")[2], d[k]) for k in ("difference", "low", "high"))
+            rows.append([_metric(key), name, f"{difference} ({low} to {high})", verdict])
+    return Table(["Metric", "Row", f"Row minus {reference}", "Verdict"], rows, frozenset({2}), frozenset(strong))
+
+
+def _metric(key: str) -> str:
+    """A report key as people call it: 'ECE % ↓, row temperature-scaled', 'AUROC % ↑, entropy, digits:ood'."""
+    where = ", row temperature-scaled" if key.startswith("temperature.") else ""
+    if key.startswith("ood."):
+        name, score, _ = key[4:].rsplit(".", 2)
+        where = f", {score.replace('_', ' ')}, {name}"
+    return _head(key.rpartition(".")[2]) + where
+
+
+def _verdict(difference: dict[str, Any], reference: str) -> str:
+    """What the paired interval says of the row, which is B there."""
+    side, _, word = str(difference["verdict"]).partition(" ")
+    opposite = {"better": "worse", "higher": "lower"}
+    return "tie" if side == "tie" else f"{word if side == 'B' else opposite[word]} than {reference}"
 
 
 def _signed(key: str, value: float) -> str:
-    text = format_number(key, abs(value)).removesuffix(" %")
+    text = format_number(key, abs(value))
     return f"{'−' if value < 0 else '+'}{text}"
 
 
 def cost_table(table: BenchTable) -> Table | None:
-    """Measured costs, relative to `single`."""
+    """Measured costs, relative to `single`, and what the runs themselves took."""
     measured = [key for key in _COSTS if any(key in row.costs for row in table.rows)]
-    heads = ["Row", *(f"{_COSTS[k]} (× {REFERENCE})" for k in measured), "Training of the runs, s", "Peak memory of the runs, MB"]
+    own = ["Runs: training, s", "Runs: peak memory, MB"]
+    heads = ["Row", *(f"{_COSTS[k]}, ×{_SPACE}{REFERENCE}" for k in measured), *own]
     rows = []
     for row in table.rows:
         ratios = [f"{row.costs[k]:.2f}" if k in row.costs else MISSING for k in measured]
@@ -152,70 +189,33 @@ def cost_table(table: BenchTable) -> Table | None:
 
 
 def parameter_table(table: BenchTable) -> Table | None:
-    """Trained numbers by role, the extra ones as a share of the checkpoint, stored bytes, learning rates."""
+    """Trained numbers by role, the extra ones as a share of the checkpoint, stored bytes, notes."""
     roles = [role for role in TRAINED if any(row.parameters.get(role) for row in table.rows)]
+    noted = any(row.notes for row in table.rows)
     rows = []
     for row in table.rows:
         counts = [f"{int(row.parameters.get(role, 0)):,}" for role in roles]
-        extra = f"{100 * row.parameters['extra_fraction']:.2f} %"
-        rows.append([row.name, *counts, extra, f"{row.parameters['stored_bytes'] / 1e6:,.1f}", "; ".join(row.notes) or MISSING])
-    heads = ["Row", *(role.capitalize() for role in roles), "Extra, heads apart", "Stored beside checkpoint, MB", "Learning rates"]
-    return Table(heads, rows, frozenset(range(1, len(heads) - 1)))
+        extra, stored = row.parameters.get("extra_fraction"), row.parameters.get("stored_bytes")
+        shares = [MISSING if extra is None else f"{100 * extra:.2f}", MISSING if stored is None else _megabytes(stored)]
+        rows.append([row.name, *counts, *shares, *(["; ".join(row.notes) or MISSING] if noted else [])])
+    heads = ["Row", *(_ROLES.get(role, role.capitalize()) for role in roles), "Extra without heads, %", "Stored, MB"]
+    return Table([*heads, "Notes"] if noted else heads, rows, frozenset(range(1, len(heads))))
 
 
-def _front(points: Sequence[tuple[float, float, str]]) -> list[tuple[float, float, str]]:
-    """The points that no other point beats in both cost and NLL, by cost."""
-    front: list[tuple[float, float, str]] = []
-    for point in sorted(points):
-        if not front or point[1] < front[-1][1]:
-            front.append(point)
-    return front
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:,.1f}" if size >= 1e7 else f"{size / 1e6:.3f}"
 
 
-def _points(table: BenchTable, cost: str) -> list[tuple[float, float, str]]:
-    return [
-        (row.costs[cost], row.metrics["nll"].mean, row.name) for row in table.rows if row.costs.get(cost) and "nll" in row.metrics
-    ]
+def points(table: BenchTable, cost: str) -> list[Point]:
+    """(cost, NLL, row) of every row that has both."""
+    rows = [row for row in table.rows if row.costs.get(cost) and "nll" in row.metrics]
+    return [(row.costs[cost], row.metrics["nll"].mean, row.name) for row in rows]
 
 
 def pareto_sentence(table: BenchTable, cost: str) -> str:
     """Which rows lie on the front."""
-    points = _points(table, cost)
-    if len(points) < 2:
+    found = points(table, cost)
+    if len(found) < 2:
         return ""
-    return f"{_COSTS[cost]} relative to {REFERENCE}. On the front: {', '.join(name for _, _, name in _front(points))}."
-
-
-def pareto_svg(table: BenchTable, cost: str) -> str:
-    """Cost (logarithmic) against NLL, with the front as a line; empty for fewer than two points."""
-    points = _points(table, cost)
-    if len(points) < 2:
-        return ""
-    logs = [math.log10(x) for x, _, _ in points]
-    values = [y for _, y, _ in points]
-    pad_x, pad_y = 0.1 * (max(logs) - min(logs) or 1), 0.12 * (max(values) - min(values) or 1)
-    frame = Frame(
-        (46, 14, WIDTH - 8, 220), (min(logs) - pad_x, max(logs) + 3 * pad_x), (min(values) - pad_y, max(values) + pad_y)
-    )
-    for tick in nice_ticks(min(values), max(values), 4):
-        frame.line((frame.x_range[0], tick), (frame.x_range[1], tick), "grid")
-        frame.text(frame.left - 6, frame.y(tick) + 4, f"{tick:g}", anchor="end")
-    for tick in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30):
-        if frame.x_range[0] <= math.log10(tick) <= frame.x_range[1]:
-            frame.text(frame.x(math.log10(tick)), frame.bottom + 16, f"× {tick:g}")
-    front = _front(points)
-    frame.path([(math.log10(x), y) for x, y, _ in front], "stroke-id")
-    taken: list[tuple[float, float]] = []
-    for x, y, name in sorted(points, key=lambda p: p[1]):
-        at = (math.log10(x), y)
-        on_front = (x, y, name) in front
-        frame.dot(at, "dot-id") if on_front else frame.square(at, "dot-ood")
-        top = frame.y(y) + 4
-        while any(abs(top - t) < 12 and abs(frame.x(at[0]) - left) < 95 for left, t in taken):
-            top -= 12
-        taken.append((frame.x(at[0]), top))
-        right = frame.x(at[0]) > frame.right - 90
-        frame.text(frame.x(at[0]) + (-8 if right else 8), top, name, "value", "end" if right else "start")
-    frame.text(frame.left, 10, "NLL", anchor="start")
-    frame.text((frame.left + frame.right) / 2, frame.bottom + 32, f"{_COSTS[cost]}, relative to {REFERENCE}")
-    return svg(260, f"{_COSTS[cost]} against NLL", frame.parts)
+    names = ", ".join(name for _, _, name in front(found))
+    return f"Lower left is better. Dots: rows that no other row beats in both ({names})."

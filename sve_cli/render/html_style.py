@@ -41,6 +41,8 @@ thead .num{white-space:normal}
 .sticky th:first-child{position:sticky;left:0;background:var(--page)}
 .facts{width:auto;min-width:min(100%,30rem)}
 code{font:.86em/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;color:var(--soft);white-space:nowrap}
+pre{margin:.4rem 0;padding:.6rem .8rem;border:1px solid var(--rule);border-radius:6px}
+pre code{white-space:pre-wrap;overflow-wrap:anywhere;color:var(--ink)}
 .figures{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,19rem),1fr));gap:1.75rem 2.5rem;margin:1rem 0 1.5rem}
 figure{margin:0;max-width:27rem;break-inside:avoid}
 figcaption{margin-bottom:.5rem}figcaption b{display:block;color:var(--ink);font-weight:600}

@@ -37,6 +37,11 @@ def bullets(lines: Sequence[str]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
 
 
+def code(lines: Sequence[str]) -> str:
+    """Commands, one after another, to be copied; long ones wrap."""
+    return "".join(f"<pre><code>{escape(line)}</code></pre>" for line in lines)
+
+
 def section(title: str, content: Table | None, style: str, level: int = 2) -> str:
     """A heading with its table; nothing without one."""
     return f"<h{level}>{escape(title)}</h{level}>\n{table(content, title, style)}" if content else ""

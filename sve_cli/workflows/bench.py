@@ -5,34 +5,37 @@ Resumable: a finished cell is one JSON file, an unfinished run goes on from its 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import (
-    BenchTable,
-    Cell,
-    CellResult,
-    Grid,
-    GridPoint,
-    build_table,
-    different_task,
-    load_cells,
-    load_grids,
-)
+import torch
+
+from sve_cli.benchmark import BenchTable, Cell, CellResult, GridPoint, build_table, load_cells, load_grids, without_folders
 from sve_cli.errors import DivergenceError, SveError
 from sve_cli.recipe import LoadedRecipe
 from sve_cli.registry import RENDERERS
 from sve_cli.rundir import read_json, write_json, write_text
-from sve_cli.workflows.bench_cells import Study, flat, model_name, rates_of, same_settings
-from sve_cli.workflows.bench_costs import measure_costs
-from sve_cli.workflows.bench_worker import Job, run_job, stop_jobs
+from sve_cli.workflows.bench_cells import Study, flat, local_paths, model_name, rates_of
+from sve_cli.workflows.bench_checks import (
+    check_grid,
+    check_place,
+    check_results,
+    check_study,
+    chosen_factor,
+    is_done,
+    searches,
+)
+from sve_cli.workflows.bench_costs import measure_costs, read_costs
+from sve_cli.workflows.bench_paired import paired_differences
+from sve_cli.workflows.bench_worker import Crew, Job
 from sve_cli.workflows.session import Log
 
 VIEWS = {"bench.md": "bench_md", "bench.html": "bench_html"}
+KEPT = "What is finished is kept: the same command goes on from there, and --table shows it."
 
 
 def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTable:
@@ -45,17 +48,24 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     Raises:
         SveError: a recipe that cannot be trained, results of another study in the folder, a run that failed.
     """
+    check_study(study)  # everything that can be refused is refused before the first step
+    for folder in (study.out, study.runs):
+        check_place(folder)
+    check_results(study)
+    threads = max(torch.get_num_threads() // jobs, 1)  # as `sve train` has them, where one cell is trained at a time
+    grids = {method: _missing(study, method) for method in searches(study)}
+    if points := sum(map(len, grids.values())):
+        log.say(f"Learning rates: {points} points to try, {len(study.factors)} a method.")
+        count = _counted(points, 0)
+        _together(jobs, Crew(log), [_searcher(study, m, missing, threads, log, count) for m, missing in grids.items() if missing])
+    for method in grids:
+        best = check_grid(study, method).best
+        log.say(f"Learning rates of {method}: × {best.factor:.3g} has the lowest validation NLL ({best.validation_nll:.4f}).")
     cells = study.cells()
-    for cell in cells:  # everything that can be refused is refused before the first step
-        study.cell_recipe(cell, 1.0)
-    _check_folder(study)
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    if len(study.factors) > 1:
-        searched = list(dict.fromkeys(study.searched_as(method) for method in study.methods))
-        _together(jobs, [_searcher(study, method, threads, log) for method in searched])
-    todo = [cell for cell in cells if not _done(study, cell)]
+    todo = [cell for cell in cells if not is_done(study, cell)]
     log.say(f"{len(cells)} runs: {len(cells) - len(todo)} done, {len(todo)} to train.")
-    _together(jobs, [_trainer(study, cell, threads, log) for cell in todo])
+    count = _counted(len(cells), len(cells) - len(todo))
+    _together(jobs, Crew(log), [_trainer(study, cell, threads, log, count) for cell in todo])
     if costs:
         measure_costs(study, log)
     return write_table(study.out, study, log)
@@ -65,15 +75,18 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
     """The table of everything in a benchmark's folder, written as bench.json, .md and .html.
 
     With the study's runs at hand, the paired differences are computed anew; else those stored are used.
-    """
-    from sve_cli.workflows.bench_paired import paired_differences
 
+    Raises:
+        SveError: no cells, or cells that do not belong together.
+    """
     cells = load_cells(out)
+    if not cells:
+        raise SveError(f"There is no finished run in '{out}' to make a table of.", "Run the benchmark without --table first.")
     stored = out / "paired.json"
-    if study is not None and (found := paired_differences(study, cells)):
+    table = build_table(cells, load_grids(out), read_costs(out))
+    if study is not None and (found := paired_differences(study, cells, log)):
         write_json(stored, found)
-    costs = read_json(out / "costs.json") if (out / "costs.json").is_file() else None
-    table = build_table(cells, load_grids(out), costs, read_json(stored) if stored.is_file() else None)
+    table = replace(table, paired=read_json(stored) if stored.is_file() else None)
     write_text(out / "bench.json", table.to_json())
     for file, view in VIEWS.items():
         write_text(out / file, RENDERERS.resolve(view)(table))
@@ -82,102 +95,85 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
     return table
 
 
-def _check_folder(study: Study) -> None:
-    """Refuse results of another task in the folder, before anything is trained."""
-    cells = load_cells(study.out) if study.out.is_dir() else []
-    first = study.cells()[0]
-    recipe = study.cell_recipe(first, 1.0).recipe
-    for cell in cells:
-        probe = replace(cell, recipe=flat(recipe), sweep={k: "" for k in (*cell.sweep, *study.sweep)}, limit=study.limit)
-        if differing := different_task(cell, probe):
-            raise SveError(
-                f"'{study.out}' holds results with another {differing[0]} ({cell.row}).",
-                "Choose another folder with --out, or repeat the settings it was made with.",
-            )
+def _counted(total: int, done: int) -> Iterator[str]:
+    """'[3/12]', '[4/12]', …: which of how many begins."""
+    return iter([f"[{number}/{total}]" for number in range(done + 1, total + 1)])
 
 
-def _done(study: Study, cell: Cell) -> bool:
-    path = study.result_path(cell)
-    if not path.is_file():
-        return False
-    wanted = study.cell_recipe(cell, _factor(study, cell.method)).recipe
-    if differing := same_settings(CellResult.load(path).recipe, wanted):
-        raise SveError(
-            f"'{path}' was made with another {differing[0]} than is asked for now.",
-            "Remove it to train it again, or choose another --out.",
-        )
-    return True
-
-
-def _factor(study: Study, method: str) -> float:
-    path = study.grid_path(study.searched_as(method))
-    return Grid.load(path).best.factor if len(study.factors) > 1 and path.is_file() else 1.0
-
-
-def _together(jobs: int, work: Sequence[Callable[[], None]]) -> None:
-    """Run all of them, `jobs` at a time; the first failure stops what has not begun."""
-    if jobs == 1:
-        for one in work:
-            one()
-        return
+def _together(jobs: int, crew: Crew, work: Sequence[Callable[[Crew], None]]) -> None:
+    """Run all of them, `jobs` at a time; the first failure stops the others."""
     pool = ThreadPoolExecutor(jobs)
-    futures = [pool.submit(one) for one in work]
     finished = False
     try:
+        futures = [pool.submit(one, crew) for one in work]
         done, _ = wait(futures, return_when=FIRST_EXCEPTION)
         for future in done:
             future.result()
         finished = True
+    except SveError as error:
+        raise SveError(error.message, f"{error.hint} {KEPT}".strip()) from error
     finally:  # after a failure or Ctrl-C nothing goes on in the background
-        pool.shutdown(wait=False, cancel_futures=True)
         if not finished:
-            stop_jobs()
+            crew.stop()
+        pool.shutdown(cancel_futures=True)
 
 
-def _searcher(study: Study, method: str, threads: int, log: Log) -> Callable[[], None]:
-    def search() -> None:
-        path = study.grid_path(method)
-        recipe = study.grid_recipe(method, 1.0).recipe
-        known = Grid.load(path) if path.is_file() else Grid(method, recipe.method.members, flat(recipe), [])
-        if differing := same_settings(known.recipe, recipe):
-            raise SveError(f"'{path}' was made with another {differing[0]}.", "Remove it to search again, or choose another --out.")
-        points = list(known.points)
-        for factor in study.factors:
-            if any(p.factor == factor for p in points):
-                continue
-            log.say(f"Learning rates of {method}: × {factor:g}")
+def _missing(study: Study, method: str) -> list[float]:
+    tried = {p.factor for p in check_grid(study, method).points}
+    return [factor for factor in study.factors if factor not in tried]
+
+
+def _searcher(
+    study: Study, method: str, missing: list[float], threads: int, log: Log, count: Iterator[str]
+) -> Callable[[Crew], None]:
+    def search(crew: Crew) -> None:
+        known = check_grid(study, method)
+        for factor in missing:
+            label = f"{method}, learning rates × {factor:.3g}"
+            log.say(f"{next(count)} Trying {label}")
             job = Job("search", study.grid_recipe(method, factor), study.out, study.limit, threads, study.command)
             try:
-                found = run_job(job, log, f"{method}, × {factor:g}")
-                points.append(GridPoint(factor, found["validation_nll"], round(found["seconds"], 1)))
-            except DivergenceError:
-                points.append(GridPoint(factor, None, 0.0))
-            known = replace(known, points=points)
-            write_text(path, known.to_json())
-        best = known.best
-        log.say(f"Learning rates of {method}: × {best.factor:g} has the lowest validation NLL ({best.validation_nll:.4f}).")
+                found = crew.run(job, label)
+                nll = found["validation_nll"] if math.isfinite(found["validation_nll"]) else None
+                point = GridPoint(factor, nll, round(found["seconds"], 1))
+            except DivergenceError as error:
+                log.warn(error.message)
+                point = GridPoint(factor, None, 0.0)
+            known = replace(known, points=[*known.points, point])
+            write_text(study.grid_path(method), known.to_json())
 
     return search
 
 
-def _trainer(study: Study, cell: Cell, threads: int, log: Log) -> Callable[[], None]:
-    def make() -> None:
-        factor = _factor(study, cell.method)
+def _trainer(study: Study, cell: Cell, threads: int, log: Log, count: Iterator[str]) -> Callable[[Crew], None]:
+    def make(crew: Crew) -> None:
+        factor = chosen_factor(study, cell.method)
+        assert factor is not None
         loaded = study.cell_recipe(cell, factor)
         folder = study.run_folder(cell, loaded.recipe)
-        log.say(f"Training {cell.label} in {folder}")
-        found = run_job(Job("train", loaded, folder, study.limit, threads, study.command), log, cell.label)
-        write_text(study.result_path(cell), _result(cell, study, loaded, factor, folder, found).to_json())
+        number = next(count)
+        log.say(f"{number} Training {cell.label}, in {folder}")
+        found = crew.run(Job("train", loaded, folder, study.limit, threads, study.command), cell.label)
+        result = _result(cell, study, loaded, factor, folder, found)
+        write_text(study.result_path(cell), result.to_json())
+        log.say(f"{number} {cell.label}: {_summary(result)}")
 
     return make
 
 
+def _summary(result: CellResult) -> str:
+    accuracy, nll = (result.metrics[key] for key in ("accuracy", "nll"))
+    return f"accuracy {100 * accuracy:.1f} %, NLL {nll:.3f}, trained in {result.training['seconds']:.0f} s."
+
+
 def _result(cell: Cell, study: Study, loaded: LoadedRecipe, factor: float, folder: Path, found: dict[str, Any]) -> CellResult:
+    """What is kept of a run: nothing in it names a folder of this machine."""
     recipe = loaded.recipe
+    training = {k: v for k, v in found["training"].items() if k != "command"}
+    facts = {k: found[k] for k in ("metrics", "parameters", "rows", "warnings", "environment")}
     return CellResult(
         task=loaded.name, recipe=flat(recipe), limit=study.limit, method=cell.method, members=recipe.method.members,
-        seed=cell.seed, sweep=dict(cell.sweep), rates={"factor": factor, **rates_of(recipe)}, metrics=found["metrics"],
-        parameters=found["parameters"], training={k: v for k, v in found["training"].items() if k != "command"},
-        rows=found["rows"], warnings=found["warnings"], model=model_name(recipe), command=study.command,
-        environment=found["environment"], run=folder.name,
+        seed=cell.seed, sweep=without_folders(cell.sweep), rates={"factor": factor, **rates_of(recipe)}, training=training,
+        model=model_name(recipe), command=study.command, run=folder.name,
+        **without_folders(facts, local_paths(recipe)),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, load_recipe, resolve_dict
-from sve_cli.registry import METHOD_ALIASES, METHODS, nearest
+from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 
 # Members of these cost nothing in training, so that their learning rates are searched with all of them.
 FREE_MEMBERS = ("heads_only", "mc_dropout")
@@ -49,24 +49,24 @@ class Study:
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an unfinished benchmark has whole tables of fewer seeds."""
         first = self.load(self.methods[0], {}).recipe.seed
-        return [
-            Cell(method, first + k, point) for k in range(self.seeds) for point in self.points() for method in self.methods
-        ]
+        return [Cell(method, first + k, point) for k in range(self.seeds) for point in self.points() for method in self.methods]
 
     def points(self) -> list[dict[str, str]]:
         """The points of the sweep; one empty point without a sweep."""
         return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
 
     def load(self, method: str, point: dict[str, str], more: Sequence[str] = ()) -> LoadedRecipe:
-        """The recipe of a method at a sweep point.
+        """The recipe of a method at a sweep point. A number of members for all methods is not for those that are one network.
 
         Raises:
             SveError: the recipe, an override or a sweep value is wrong.
         """
         chosen = [f"method.name={method}"]
+        fixed = method in ONE_NETWORK or "members" in METHOD_ALIASES.get(method, ("", {}))[1]
         for override in self.overrides:
             owner, bare = split_override(override)
-            if owner in (None, method):
+            for_all = owner is None and not (fixed and bare.partition("=")[0].strip() == "method.members")
+            if for_all or owner == method:
                 chosen.append(bare)
         return load_recipe(self.recipe, [*chosen, *(f"{k}={v}" for k, v in point.items()), *more])
 
@@ -249,9 +249,7 @@ def shown_command(words: Sequence[str]) -> str:
     """A command for the record: folders of this machine are cut to their last part."""
 
     def short(word: str) -> str:
-        before, equals, value = word.partition("=")
-        if equals and Path(value).is_absolute():
-            return before + equals + Path(value).name
-        return str(without_folders(word))
+        key, equals, value = word.partition("=")
+        return f"{without_folders(key)}{equals}{without_folders(value)}"
 
     return shlex.join(short(w) for w in words)

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sve_cli.backbone import Inputs
 from sve_cli.benchmark import REFERENCE, row_name
 from sve_cli.ensemble import Ensemble
+from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.rundir import read_json, write_json
 from sve_cli.tasks.common import Encoded, tensor_to
@@ -30,14 +32,32 @@ ROUNDS = 3  # measurements of training; their median counts
 REPEATS = 7  # measurements of latency
 
 
+def read_costs(out: Path) -> dict[str, Any] | None:
+    """The costs measured so far in a benchmark's folder; None: none.
+
+    Raises:
+        SveError: costs.json is damaged.
+    """
+    path = out / "costs.json"
+    if not path.is_file():
+        return None
+    document = read_json(path)
+    methods = document.get("methods") if isinstance(document, dict) else None
+    if not isinstance(methods, dict) or not all(isinstance(costs, dict) for costs in methods.values()):
+        raise SveError(f"'{path}' holds no costs.", "Remove it, and they will be measured again.")
+    return dict(document)
+
+
 def measure_costs(study: Study, log: Log) -> dict[str, Any]:
     """Training time and FLOPs, prediction FLOPs and latency of every row, stored in costs.json; rows already there are kept.
 
     A row's costs do not depend on what was learned, so that untrained ensembles serve. Members predict one after another as
-    plain networks or all at once, whichever is faster.
+    plain networks or all at once, whichever is faster. A row that cannot be measured is left out with a warning.
+
+    Raises:
+        SveError: costs.json is damaged.
     """
-    path = study.out / "costs.json"
-    document: dict[str, Any] = read_json(path) if path.is_file() else {"methods": {}}
+    document: dict[str, Any] = read_costs(study.out) or {"methods": {}}
     rows = {row_name(m, p): (m, p) for p in study.points() for m in study.methods}
     missing = [name for name in rows if name not in document["methods"]]
     if not missing:
@@ -45,41 +65,55 @@ def measure_costs(study: Study, log: Log) -> dict[str, Any]:
     if REFERENCE not in rows:
         rows[REFERENCE] = (REFERENCE, {})
     names = list(dict.fromkeys([REFERENCE, *missing]))
-    with log.progress(len(names) * (ROUNDS + 1), "Measuring costs") as advance:
-        measured = _measure(study, {n: study.load(*rows[n]).recipe for n in names}, advance)
+    measured = _measure(study, {n: study.load(*rows[n]).recipe for n in names}, log)
+    if REFERENCE not in measured:
+        log.warn(f"No costs are shown: they are relative to {REFERENCE}.")
+        return document
     reference = measured[REFERENCE]
-    for name in names:
-        ratios = {k: v / reference[k] for k, v in measured[name].items() if reference[k]}
-        document["methods"][name] = {**ratios, **{f"{k}_absolute": v for k, v in measured[name].items()}}
+    for name, found in measured.items():
+        ratios = {k: v / reference[k] for k, v in found.items() if reference[k]}
+        document["methods"][name] = {**ratios, **{f"{k}_absolute": v for k, v in found.items()}}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     document |= {"reference": REFERENCE, "threads": torch.get_num_threads(), "device": device}
-    write_json(path, document)
+    write_json(study.out / "costs.json", document)
     return document
 
 
-def _measure(study: Study, recipes: dict[str, Recipe], advance: Callable[..., None]) -> dict[str, dict[str, float]]:
+def _measure(study: Study, recipes: dict[str, Recipe], log: Log) -> dict[str, dict[str, float]]:
     sessions: dict[str, Session] = {}
-    for name, recipe in recipes.items():
-        sessions[name] = _session(recipe, study.limit, sessions)
-    seconds: dict[str, list[float]] = {name: [] for name in recipes}
-    flops: dict[str, float] = {}
-    for turn in range(ROUNDS):
-        for name, recipe in recipes.items() if turn % 2 == 0 else reversed(list(recipes.items())):
-            seconds[name].append(_train(sessions[name], recipe))
+    results: dict[str, dict[str, float]] = {}
+    with log.progress(len(recipes) * (ROUNDS + 1), "Measuring costs") as advance:
+        for name, recipe in recipes.items():
+            try:
+                session = _session(recipe, study.limit, sessions)
+                results[name] = _flops(session, recipe)  # goes all the ways that are timed below, and warms them up
+                sessions[name] = session
+            except (SveError, RuntimeError) as error:
+                log.warn(f"The costs of {name} cannot be measured: {error}")
             advance(1, name)
-    results = {}
-    for name, recipe in recipes.items():
-        with FlopCounterMode(display=False) as counter:
-            _train(sessions[name], recipe)
-        flops[name] = float(counter.get_total_flops())
-        advance(1, name)
-        results[name] = {"train_time": statistics.median(seconds[name]), "train_flops": flops[name]}
+        seconds: dict[str, list[float]] = {name: [] for name in sessions}
+        for turn in range(ROUNDS):
+            for name in sessions if turn % 2 == 0 else reversed(sessions):
+                seconds[name].append(_train(sessions[name], recipes[name]))
+                advance(1, name)
+    for name, times in seconds.items():
+        results[name]["train_time"] = statistics.median(times)
     for batch in (1, 32):
         for name, found in _latencies(sessions, batch).items():
             results[name][f"latency_{batch}"] = found
-    for name, session in sessions.items():
-        results[name]["predict_flops"] = _predict_flops(session)
     return results
+
+
+def _flops(session: Session, recipe: Recipe) -> dict[str, float]:
+    with FlopCounterMode(display=False) as counter:
+        _train(session, recipe)
+    inputs = _inputs(session, 1)
+    ensemble = session.build(log_store=False)
+    ensemble.set_training(False)
+    with torch.inference_mode():
+        for run in _runners(ensemble, inputs).values():
+            run()
+    return {"train_flops": float(counter.get_total_flops()), "predict_flops": _predict_flops(session)}
 
 
 def _session(recipe: Recipe, limit: int | None, others: dict[str, Session]) -> Session:

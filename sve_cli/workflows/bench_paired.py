@@ -6,26 +6,28 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sve_cli.benchmark import CellResult
+from sve_cli.benchmark import CellResult, without_folders
 from sve_cli.comparison import compare_ood, compare_seeds
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir
-from sve_cli.workflows.bench_cells import Study
+from sve_cli.workflows.bench_cells import Study, local_paths
 from sve_cli.workflows.evaluate import slug
+from sve_cli.workflows.session import Log, Silent, run_recipe
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
 BOOTSTRAP = 1000
 
 
-def paired_differences(study: Study, cells: Sequence[CellResult]) -> dict[str, Any] | None:
+def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | None = None) -> dict[str, Any] | None:
     """Every row minus the reference row, over the seeds both have; None where no two rows' runs are at hand.
 
     The reference is `sve`, else `single`, else the first row. `temperature.` differences compare the temperature-scaled
-    other row with the plain reference: better calibration must hold against that too.
+    other row with the plain reference: better calibration must hold against that too. A row whose samples cannot be paired
+    with the reference's (other classes, another test set) is left out with a warning.
     """
     runs: dict[str, dict[int, RunDir]] = {}
     for cell in cells:
@@ -37,26 +39,35 @@ def paired_differences(study: Study, cells: Sequence[CellResult]) -> dict[str, A
     rows = {}
     for name, found in runs.items():
         seeds = sorted(found.keys() & runs[reference].keys())
-        if name != reference and seeds:
-            rows[name] = _rows(study, [runs[reference][s] for s in seeds], [found[s] for s in seeds]) | {"seeds": seeds}
+        if name == reference or not seeds:
+            continue
+        try:
+            rows[name] = _rows([runs[reference][s] for s in seeds], [found[s] for s in seeds]) | {"seeds": seeds}
+        except SveError as error:
+            (log or Silent()).warn(f"{name} is not compared with {reference}: {error.message}")
     return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": rows}
 
 
-def _rows(study: Study, references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
-    spec = study.load(study.methods[0], {}).recipe.evaluate
+def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
+    recipes = [run_recipe(run) for run in (*references, *others)]
+    spec, local = recipes[0].evaluate, [path for recipe in recipes for path in local_paths(recipe)]
     ours, theirs = [_test(run) for run in references], [_test(run) for run in others]
     names = _known(METRICS)
     found = compare_seeds(ours, theirs, spec.aggregate, spec.bins, names, BOOTSTRAP, 0, spec.confidence)
     differences = {d.key: _short(d) for d in found}
     scaled = [_scaled(run, p) for run, p in zip(others, theirs, strict=True)]
-    for d in compare_seeds(ours, scaled, spec.aggregate, spec.bins, names, BOOTSTRAP, 0, spec.confidence):
-        differences[f"temperature.{d.key}"] = _short(d)
-    for name in study.load(study.methods[0], {}).recipe.data.ood:
+    if all(p is not None for p in scaled):
+        given = [p for p in scaled if p is not None]
+        for d in compare_seeds(ours, given, spec.aggregate, spec.bins, names, BOOTSTRAP, 0, spec.confidence):
+            differences[f"temperature.{d.key}"] = _short(d)
+    for name in recipes[0].data.ood:
+        if not all(name in recipe.data.ood for recipe in recipes):
+            continue  # swept
         left, right = (
             [(test, _load(run, name)) for run, test in zip(*side, strict=True)] for side in ((references, ours), (others, theirs))
         )
         for d in compare_ood(left, right, spec.aggregate, ("entropy",), BOOTSTRAP, 0, spec.confidence):
-            differences[d.key] = _short(d)
+            differences[without_folders(d.key, local)] = _short(d)
     return {"differences": differences}
 
 
@@ -79,9 +90,8 @@ def _test(run: RunDir) -> Predictions:
     return _load(run, "test")
 
 
-def _scaled(run: RunDir, predictions: Predictions) -> Predictions:
+def _scaled(run: RunDir, predictions: Predictions) -> Predictions | None:
+    """The predictions at the run's temperature; None where it has none."""
     path = run.evaluations()[-1] / "posthoc.json"
     temperature = Posthoc.from_json(path.read_text(encoding="utf-8")).temperature
-    if temperature is None:
-        raise SveError(f"'{run.path}' has no temperature.", "Set evaluate.temperature: true.")
-    return temperature.apply(predictions)
+    return None if temperature is None else temperature.apply(predictions)

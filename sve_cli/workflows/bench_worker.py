@@ -18,6 +18,7 @@ from sve_cli.recipe import LoadedRecipe
 from sve_cli.workflows.session import Log
 
 PRELOAD = ["torch", "timm", "transformers", "sve_cli.workflows.train"]
+SMALLER = "Lower --jobs, train.batch_size and evaluate.batch_size, or raise train.accumulation."
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,7 @@ class Refused:
 
     message: str
     hint: str
-    exit_code: int
-    diverged: bool
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,53 +68,96 @@ class _PipeLog:
         yield lambda n=1, text="": None
 
 
-_LIVE: set[Any] = set()  # processes at work, for `stop_jobs`
+class Crew:
+    """The processes that are at work for a benchmark, and what they say.
 
-
-def stop_jobs() -> None:
-    """End every process at work, so that the threads that wait for them end too. What they did can be resumed."""
-    for process in list(_LIVE):
-        process.kill()
-
-
-def run_job(job: Job, log: Log, label: str) -> dict[str, Any]:
-    """Run a job in a fresh process and return what it found; what it says goes to `log`, with `label` before it.
-
-    Raises:
-        DivergenceError: training diverged.
-        SveError: the job was refused, or its process died.
+    A note about the data that all runs make is shown once.
     """
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    context: Any = multiprocessing.get_context(method)
-    if method == "forkserver":
-        context.set_forkserver_preload(PRELOAD)
-    answer, theirs = context.Pipe(duplex=False)
-    watched, alive = context.Pipe(duplex=False)  # nothing is ever sent: it closes when this process dies
-    process = context.Process(target=_work, args=(job, theirs, watched), daemon=True)
-    process.start()
-    _LIVE.add(process)
-    theirs.close()
-    watched.close()
-    try:
-        while isinstance(found := answer.recv(), Line):
-            (log.warn if found.warning else log.say)(f"[{label}] {found.text}")
-    except EOFError as error:
-        process.join()
-        raise SveError(
-            f"The process of '{label}' died (exit code {process.exitcode}).", "It may have run out of memory: see above."
-        ) from error
-    finally:
-        _LIVE.discard(process)
-        alive.close()
-        answer.close()
-    process.join()
-    if isinstance(found, Refused):
-        kind = DivergenceError if found.diverged else SveError
-        raise kind(found.message, found.hint)
-    return dict(found)
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self._lock = threading.Lock()
+        self._live: set[Any] = set()
+        self._said: set[str] = set()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End every process at work, so that the threads that wait for them end too. What they did can be resumed."""
+        with self._lock:
+            self._stopped = True
+            for process in self._live:
+                process.kill()
+
+    def run(self, job: Job, label: str) -> dict[str, Any]:
+        """Run a job in a fresh process and return what it found; what it says goes to the log, with `label` before it.
+
+        Raises:
+            DivergenceError: training diverged.
+            SveError: the job was refused, its process was ended from outside, or the crew was stopped.
+            RuntimeError: the job crashed, which is our bug; its traceback is on stderr.
+        """
+        context = _context()
+        answer, theirs = context.Pipe(duplex=False)
+        watched, alive = context.Pipe(duplex=False)  # nothing is ever sent: it closes when this process dies
+        process = context.Process(target=_work, args=(job, Path.cwd(), dict(os.environ), theirs, watched), daemon=True)
+        process.start()
+        theirs.close()
+        watched.close()
+        found = None
+        try:
+            with self._lock:
+                if self._stopped:
+                    raise SveError("The benchmark was stopped.")
+                self._live.add(process)
+            while isinstance(found := answer.recv(), Line):
+                self._hear(found, label)
+        except EOFError as error:
+            process.join()
+            raise _died(label, process.exitcode) from error
+        finally:
+            if found is None or isinstance(found, Line):  # Ctrl-C, or stopped
+                process.kill()
+            process.join()
+            with self._lock:
+                self._live.discard(process)
+            alive.close()
+            answer.close()
+        if isinstance(found, Refused):
+            kind = DivergenceError if found.diverged else SveError
+            raise kind(f"'{label}' failed: {found.message}", found.hint)
+        return dict(found)
+
+    def _hear(self, line: Line, label: str) -> None:
+        with self._lock:
+            known = line.text in self._said
+            self._said.add(line.text)
+        if line.text.startswith("epoch ") or not known:
+            (self.log.warn if line.warning else self.log.say)(f"[{label}] {line.text}")
 
 
-def _work(job: Job, answer: Connection, watched: Connection) -> None:
+def _context() -> Any:
+    """Processes forked from one that has the libraries loaded, where the system can."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
+def _died(label: str, code: int | None) -> Exception:
+    """What to say of a process that ended without an answer: 1 is Python's own code for a traceback."""
+    if code == 1:
+        return RuntimeError(f"The process of '{label}' crashed; its traceback is above.")
+    signalled = f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+    return SveError(
+        f"The process of '{label}' was ended from outside ({signalled}).", f"It may have needed too much memory. {SMALLER}"
+    )
+
+
+def _work(job: Job, here: Path, environment: dict[str, str], answer: Connection, watched: Connection) -> None:
+    os.chdir(here)  # the process this one is forked from may be older than both
+    os.environ.clear()
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     threading.Thread(target=_die_with, args=(watched,), daemon=True).start()
     import torch
@@ -123,7 +166,11 @@ def _work(job: Job, answer: Connection, watched: Connection) -> None:
     try:
         answer.send(_train(job, _PipeLog(answer)) if job.kind == "train" else _search(job, _PipeLog(answer)))
     except SveError as error:
-        answer.send(Refused(error.message, error.hint, error.exit_code, isinstance(error, DivergenceError)))
+        answer.send(Refused(error.message, error.hint, isinstance(error, DivergenceError)))
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        answer.send(Refused("There is not enough memory.", SMALLER))
     answer.close()
 
 
@@ -142,6 +189,8 @@ def _train(job: Job, log: Log) -> dict[str, Any]:
 
     run = RunDir(job.folder)
     if not run.complete:
+        for leftover in job.folder.glob(".*.tmp*"):  # of a process killed before there was a run
+            leftover.unlink()
         begun = (job.folder / "checkpoints" / LATEST).is_file()
         resume = RunDir.open(job.folder) if begun else None
         out = None if begun else job.folder

@@ -1,0 +1,361 @@
+"""`sve bench` end to end on a tiny network: numbers, resuming, refusals, failures, several at once."""
+
+from __future__ import annotations
+
+import json
+import math
+import multiprocessing
+import shutil
+import signal
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sve_cli import cli
+from sve_cli.benchmark import load_cells, load_grids
+from sve_cli.errors import SveError
+from sve_cli.report import Report
+from sve_cli.rundir import RunDir
+from sve_cli.workflows import bench_costs
+from sve_cli.workflows.bench import KEPT
+from sve_cli.workflows.bench_cells import Study
+from sve_cli.workflows.bench_worker import Crew, Job
+from sve_cli.workflows.session import Silent
+
+# data.seed: with --limit, seeds would otherwise draw test rows of their own, and could not be paired.
+SETTINGS = ["train.epochs=1", "train.batch_size=8", "train.precision=float32", "train.checkpoint_minutes=0", "data.seed=0",
+            "evaluate.bootstrap=0", "method.members=2", "data.ood=[digits:ood]"]  # fmt: skip
+LIMIT = ["--limit", "24"]
+BENCH = ["bench", "quickstart", *SETTINGS, *LIMIT, "--methods", "sve,heads_only", "--seeds", "2", "--grid", "3", "--no-costs"]
+
+
+@pytest.fixture(scope="session")
+def benched(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+    """A finished benchmark: results in `out`, runs in `runs`. Read only."""
+    folder = tmp_path_factory.mktemp("benched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVE_CACHE_DIR", str(shared_cache))
+        patch.setenv("SVE_RUNS_DIR", str(folder / "runs"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("SVE_DATA_DIR", raising=False)
+        patch.setattr("sys.argv", ["sve", *BENCH, "--out", str(folder / "out")])
+        assert cli.run([*BENCH, "--out", str(folder / "out")]) == 0
+    return folder
+
+
+@pytest.fixture
+def repeat(benched: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command that made `benched`, to be given again."""
+    monkeypatch.setenv("SVE_RUNS_DIR", str(benched / "runs"))
+    monkeypatch.setattr("sys.argv", ["sve", *BENCH, "--out", str(benched / "out")])
+    return [*BENCH, "--out", str(benched / "out")]
+
+
+@pytest.fixture
+def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever starts a process fails the test."""
+
+    def refuse(self: Crew, job: Job, label: str) -> None:
+        raise AssertionError(f"{label} was begun")
+
+    monkeypatch.setattr(Crew, "run", refuse)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Whatever a test does, no process of a benchmark stays at work."""
+    yield
+    assert multiprocessing.active_children() == []
+
+
+def stamps(folder: Path) -> dict[str, tuple[int, int]]:
+    """Inode and time of every result, grid and run: whatever is written anew has others."""
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("bench.json", "bench.md", "bench.html", "paired.json")]
+    return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in kept}
+
+
+def test_one_file_a_cell_and_a_table_over_them(benched: Path) -> None:
+    out = benched / "out"
+    names = ["heads_only-seed0.json", "heads_only-seed1.json", "sve-seed0.json", "sve-seed1.json"]
+    assert sorted(p.name for p in out.glob("*")) == sorted([*names, "bench.html", "bench.json", "bench.md", "grid", "paired.json"])
+    cells, grids = load_cells(out), load_grids(out)
+    assert [(c.method, c.seed, c.members) for c in cells] == [(m, s, 2) for m in ("heads_only", "sve") for s in (0, 1)]
+    table = json.loads((out / "bench.json").read_text())
+    assert [row["name"] for row in table["rows"]] == ["heads_only", "sve"] and table["ood"] == ["digits:ood"]
+    for row in table["rows"]:
+        own = [c for c in cells if c.method == row["method"]]
+        for key in ("nll", "accuracy", "temperature.nll", "ood.digits:ood.entropy.auroc_ood"):
+            values = [c.metrics[key] for c in own]
+            assert row["metrics"][key]["mean"] == pytest.approx(statistics.mean(values), rel=1e-12)
+            assert row["metrics"][key]["std"] == pytest.approx(statistics.stdev(values), rel=1e-12, abs=1e-15)
+        points = grids[row["method"]].points
+        assert [p.factor for p in points] == [0.333333, 1.0, 3.0] and all(p.validation_nll for p in points)
+        best = min(points, key=lambda p: p.validation_nll or math.inf)
+        assert {c.rates["factor"] for c in own} == {best.factor}
+        assert row["notes"][0].startswith(f"learning rates × {best.factor:.3g}")
+    assert grids["sve"].members == 1 and grids["heads_only"].members == 2
+    assert table["paired"]["reference"] == "sve" and table["paired"]["rows"]["heads_only"]["seeds"] == [0, 1]
+    assert table["rows_of_data"] == {"test": 24, "validation": 24}
+
+
+def test_results_name_no_folder_of_this_machine(benched: Path, shared_cache: Path) -> None:
+    folders = {str(benched), str(Path.home()), str(shared_cache), str(Path(cli.__file__).parent), '"/'}
+    for path in (benched / "out").rglob("*.json"):
+        text = path.read_text(encoding="utf-8")
+        assert not [folder for folder in folders if len(folder) > 1 and folder in text], path.name
+    assert load_cells(benched / "out")[0].command.endswith("--no-costs --out out")
+
+
+@pytest.mark.usefixtures("no_work")
+def test_the_same_command_again_trains_nothing_and_gives_the_same_table(sve: Any, benched: Path, repeat: list[str]) -> None:
+    before, table = stamps(benched), (benched / "out" / "bench.json").read_bytes()
+    document = sve.json(*repeat)
+    assert "4 runs: 4 done, 0 to train." in sve.err and "has the lowest validation NLL" in sve.err
+    assert stamps(benched) == before and (benched / "out" / "bench.json").read_bytes() == table
+    assert document == json.loads(table)
+
+
+@pytest.mark.parametrize("method", ["sve", "heads_only"])
+def test_a_cell_is_what_sve_train_gives(method: str, sve: Any, benched: Path, tmp_path: Path) -> None:
+    cell = next(c for c in load_cells(benched / "out") if (c.method, c.seed) == (method, 1))
+    rates = [f"train.{name}={rate!r}" for name, rate in cell.rates.items() if name != "factor" and rate is not None]
+    sve("train", "quickstart", *SETTINGS, *LIMIT, f"method.name={method}", "seed=1", *rates, "--out", tmp_path / "alone")
+    [evaluation] = RunDir(tmp_path / "alone").evaluations()
+    report = Report.load(evaluation / "report.json")
+    values = {k: v.value for k, v in report.addresses().items() if not k.startswith("members.")}
+    assert values == cell.metrics and len(values) > 40  # to the last digit
+    assert report.parameters == cell.parameters
+    sve.same_training(tmp_path / "alone", benched / "runs" / "bench" / "out" / cell.run)
+
+
+@pytest.mark.usefixtures("no_work")
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        (["train.epochs=2"], "holds results with another train.epochs (heads_only)"),
+        (["sve:train.lr=1"], "sve.json' was made with another train.lr than is asked for now"),
+        (["sve:train.lr=1", "--grid", "1"], "was made with another train."),
+        (["sve:method.targets=mlp"], "was made with another method.targets"),
+        (["--grid", "1"], "was made with another train."),
+        (["--limit", "30"], "holds results with another --limit"),
+        (["--methods", "sve,heads_onyl"], "Did you mean 'heads_only'?"),
+        (["sev:train.lr=1"], "the method 'sev', which is unknown"),
+        (["--sweep", "method.menbers=1,2"], "method.menbers"),
+        (["--sweep", "method.members=1,x"], "method.members"),
+        (["--sweep", ""], "cannot be read"),
+        (["--sweep", "seed=1,2"], "--seeds"),
+        (["--grid", "2"], "no middle point"),
+        (["--methods", "sve,single", "--sweep", "method.members=1,2"], "single is one network"),
+        (["--seeds", "0"], "--seeds"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_training(
+    change: list[str], saying: str, sve: Any, benched: Path, repeat: list[str]
+) -> None:
+    before = sve.digests(benched)
+    sve.check_refuses(*repeat, *change, saying=saying)
+    assert sve.digests(benched) == before
+
+
+@pytest.mark.usefixtures("no_work")
+def test_places_and_files_that_cannot_be_used_are_refused(sve: Any, benched: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for out in ("file", "file/below", "/proc/nothing"):
+        sve.check_refuses(*BENCH, "--out", out, saying=f"Cannot write in '{out}'")
+    sve.check_refuses(*BENCH, "--table", "--out", "nowhere", saying="no finished run in 'nowhere'")
+    assert not (tmp_path / "nowhere").exists()
+    out = tmp_path / "copy"
+    shutil.copytree(benched / "out", out)
+    for name, text, saying in (
+        ("sve-seed0.json", "{", "Cannot read"), ("heads_only-seed1.json", "{}", "is not of schema"),
+        ("grid/sve.json", '{"schema": "sve-bench-grid/1"}', "is damaged"),
+    ):  # fmt: skip
+        kept = (out / name).read_text()
+        (out / name).write_text(text)
+        sve.check_refuses(*BENCH, "--out", out, saying=saying)
+        (out / name).write_text(kept)
+
+
+@pytest.mark.usefixtures("no_work")
+def test_the_table_alone_needs_no_runs(sve: Any, benched: Path, tmp_path: Path) -> None:
+    shutil.copytree(benched / "out", tmp_path / "moved" / "out")
+    before = json.loads((benched / "out" / "bench.json").read_text())
+    for name in ("bench.json", "bench.md", "bench.html"):
+        (tmp_path / "moved" / "out" / name).unlink()
+    assert sve.json("bench", "quickstart", "--table", "--out", "moved/out") == before
+    assert (tmp_path / "moved" / "out" / "bench.html").read_text() == (benched / "out" / "bench.html").read_text()
+    (tmp_path / "moved" / "out" / "sve-seed1.json").unlink()  # a table of what is there
+    table = sve.json("bench", "quickstart", "--table", "--out", "moved/out")
+    assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0]] and table["rows"][1]["metrics"]["nll"]["std"] is None
+
+
+def processes_of(folder: Path) -> set[int]:
+    """Processes that were started with a place below `folder` in their environment."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if str(folder).encode() in entry.read_bytes():
+                found.add(int(entry.parent.name))
+        except OSError:  # it ended meanwhile, or is another user's
+            continue
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
+def test_killed_in_the_middle_and_repeated_is_as_unbroken(sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["bench", "quickstart", *SETTINGS, "train.epochs=4", *LIMIT, "--methods", "heads_only,sve", "--seeds", "1",
+                "--grid", "1", "--no-costs"]  # fmt: skip
+    command = [*settings, "--out", "cut"]
+    process = sve.start(*command)
+    runs = tmp_path / "runs" / "bench" / "cut"
+    deadline = time.monotonic() + 200
+    while not (begun := list(runs.glob("sve-*"))) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert begun, process.err.read_text()
+    step = process.at_step(begun[0], 2, signal.SIGKILL)
+    assert process.wait() == -9 and step < 12, "the signal came too late to prove anything"
+    assert [p.name for p in (tmp_path / "cut").glob("*.json")] == ["heads_only-seed0.json"]
+    while (left := processes_of(tmp_path) - {process.server.pid}) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left  # what it had started ends with it
+    before = stamps(tmp_path / "cut")
+
+    sve(*command)
+    assert "2 runs: 1 done, 1 to train." in sve.err and "[2/2] Training sve, seed 0" in sve.err
+    assert "Going on at step" in sve.err and "[1/2]" not in sve.err
+    assert before.items() <= stamps(tmp_path / "cut").items()
+    sve(*settings, "--out", "whole", "--jobs", "2")  # two at once, without any interruption
+    assert "[1/2]" in sve.err and "[2/2] " in sve.err
+    cut, whole = load_cells(tmp_path / "cut"), load_cells(tmp_path / "whole")
+    assert [c.label for c in cut] == [c.label for c in whole] == ["heads_only, seed 0", "sve, seed 0"]
+    for one, other in zip(cut, whole, strict=True):
+        assert one.metrics == other.metrics and one.recipe == other.recipe
+        sve.same_training(runs / one.run, tmp_path / "runs" / "bench" / "whole" / other.run)
+    tables = [json.loads((tmp_path / name / "bench.json").read_text()) for name in ("cut", "whole")]
+    for view in ("metrics", "parameters"):
+        assert [row[view] for row in tables[0]["rows"]] == [row[view] for row in tables[1]["rows"]]
+    assert tables[0]["paired"] == tables[1]["paired"]
+
+
+def test_a_point_that_diverges_is_survived_and_a_cell_that_fails_is_named(sve: Any, tmp_path: Path) -> None:
+    # Adam moves the heads by about their rate: logits beyond float32 are reached at 3 × this rate, and not at it.
+    command = ["bench", "quickstart", *SETTINGS, *LIMIT, "--seeds", "1", "--no-costs", "--out", "out", "--jobs", "2"]
+    sve(*command, "--methods", "heads_only", "--grid", "3", "heads_only:train.head_lr=1.3e36")
+    points = load_grids(tmp_path / "out")["heads_only"].points
+    assert [p.validation_nll is None for p in points] == [False, False, True], points
+    assert "'heads_only, learning rates × 3' failed" in sve.err
+    assert load_cells(tmp_path / "out")[0].rates["factor"] in (0.333333, 1.0)
+
+    sve.check_refuses(
+        *command, "--methods", "sve,heads_only", "--grid", "1", "heads_only:train.head_lr=1e38", "sve:train.lr=0.02",
+        "--out", "other", saying="'heads_only, seed 0' failed: ",
+    )  # fmt: skip
+    assert KEPT in sve.err and sve.err.count("error:") == 1
+    assert not (tmp_path / "other" / "heads_only-seed0.json").exists()
+    assert multiprocessing.active_children() == []
+
+    sve.check_refuses(
+        *command, "--methods", "heads_only", "--grid", "3", "heads_only:train.head_lr=3e38", "--out", "all",
+        saying="heads_only diverged at every point of its learning-rate grid",
+    )  # fmt: skip
+    assert "heads_only:train.lr=" in sve.err
+
+
+def test_a_sweep_over_seeds_with_its_costs(sve: Any, tmp_path: Path) -> None:
+    command = ["bench", "quickstart", *SETTINGS[:-2], "data.ood=[]", *LIMIT, "--methods", "heads_only", "--seeds", "2",
+               "--grid", "1", "--sweep", "method.members=1,3", "--out", "out"]  # fmt: skip
+    table = sve.json(*command)
+    rows = [("heads_only (members=1)", 1, [0, 1]), ("heads_only (members=3)", 3, [0, 1])]
+    assert [(r["name"], r["members"], r["seeds"]) for r in table["rows"]] == rows
+    assert sorted(p.name for p in (tmp_path / "out").glob("*-seed*")) == [
+        f"heads_only-members={m}-seed{s}.json" for m in (1, 3) for s in (0, 1)
+    ]
+    costs = json.loads((tmp_path / "out" / "costs.json").read_text())
+    assert list(costs["methods"]) == ["single", "heads_only (members=1)", "heads_only (members=3)"]
+    assert {"train_time", "train_flops", "predict_flops", "latency_1", "latency_32"} <= set(table["rows"][1]["costs"])
+    assert costs["methods"]["single"]["train_flops"] == 1.0 and costs["methods"]["heads_only (members=1)"]["train_flops"] < 1.0
+
+    lines = sve.err.splitlines()  # a note that every run makes is shown once; what each run does, every time
+    assert sum("rows of classes outside data.classes left out" in line for line in lines) == 3  # train, validation, test
+    for number, name in enumerate(["heads_only (members=1), seed 0", "heads_only (members=3), seed 0",
+                                   "heads_only (members=1), seed 1", "heads_only (members=3), seed 1"], start=1):  # fmt: skip
+        said = [line for line in lines if f"{name}" in line]
+        assert said[0].startswith(f"[{number}/4] Training {name}, in ") and said[-1].startswith(f"[{number}/4] {name}: accuracy ")
+        assert any(line.startswith(f"[{name}] epoch 1,") for line in said)
+
+    (tmp_path / "out" / "costs.json").write_text('{"methods": {"single": 3}}')
+    sve.check_refuses(*command, saying="costs.json' holds no costs")
+
+
+def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("quickstart", (), ("heads_only", "sve"), 1, {}, (1.0,), tmp_path, tmp_path / "runs")
+    broken = "single"
+
+    def flops(session: Any, recipe: Any) -> dict[str, float]:
+        if recipe.method.name == broken:
+            raise SveError(f"{broken} cannot be counted.")
+        return {"train_flops": {"single": 4.0, "heads_only": 1.0, "sve": 6.0}[recipe.method.name], "predict_flops": 2.0}
+
+    monkeypatch.setattr(bench_costs, "_session", lambda recipe, limit, others: recipe)
+    monkeypatch.setattr(bench_costs, "_flops", flops)
+    monkeypatch.setattr(bench_costs, "_train", lambda session, recipe: 0.5)
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: dict.fromkeys(sessions, 0.1))
+    log = Silent()
+    assert bench_costs.measure_costs(study, log) == {"methods": {}}
+    assert log.lines[-1] == "warning: No costs are shown: they are relative to single."
+    assert bench_costs.read_costs(tmp_path) is None
+
+    broken = "sve"
+    found = bench_costs.measure_costs(study, log)
+    assert log.lines[-1] == "warning: The costs of sve cannot be measured: sve cannot be counted."
+    assert list(found["methods"]) == ["single", "heads_only"] and found["methods"]["heads_only"]["train_flops"] == 0.25
+
+    broken = ""
+    kept = found["methods"]["heads_only"]
+    again = bench_costs.measure_costs(study, log)  # only what is missing, beside single
+    assert again["methods"]["sve"]["train_flops"] == 1.5 and again["methods"]["sve"]["train_flops_absolute"] == 6.0
+    assert again["methods"]["heads_only"] == kept and bench_costs.read_costs(tmp_path) == again
+
+
+def job(folder: Path, loaded: Any) -> Job:
+    return Job("train", loaded, folder, 24, 1, "")
+
+
+def test_a_process_that_crashes_or_is_killed_says_so(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sve_cli.recipe import load_recipe
+
+    monkeypatch.setenv("SVE_CACHE_DIR", str(shared_cache))
+    with pytest.raises(RuntimeError, match="'broken' crashed"):  # our bug: exit code 1, not 2
+        Crew(Silent()).run(job(tmp_path / "a", None), "broken")
+
+    endless = load_recipe("quickstart", [*SETTINGS, "train.epochs=100000"])
+    for end, saying in (("kill", r"'endless' was ended from outside \(signal 9\)"), ("stop", "'endless' was ended from outside")):
+        log = Silent()
+        crew, errors = Crew(log), []
+
+        def work(crew: Crew = crew, errors: list[Any] = errors, end: str = end) -> None:
+            try:
+                crew.run(job(tmp_path / end, endless), "endless")
+            except SveError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        deadline = time.monotonic() + 100
+        while not any("epoch 1," in line for line in log.lines) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if end == "stop":
+            crew.stop()
+        else:
+            next(iter(crew._live)).kill()
+        thread.join(60)
+        assert not thread.is_alive()
+        with pytest.raises(SveError, match=saying):
+            raise errors[0]
+    with pytest.raises(SveError, match="was stopped"):
+        crew.run(job(tmp_path / "late", endless), "late")

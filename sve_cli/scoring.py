@@ -12,6 +12,7 @@ from sve_cli.metrics.base import Metric, Weighted
 from sve_cli.metrics.binning import bin_index
 from sve_cli.ood.base import OodScore
 from sve_cli.ood.detection import DETECTION, weighted_auroc
+from sve_cli.ood.joint import join
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.posthoc.vector import Vector
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
@@ -130,7 +131,9 @@ def _ood_names(test: Predictions, ood: list[Predictions]) -> list[str]:
 
 
 def _ood_set(name: str, test: Predictions, other: Predictions, scores: list[OodScore], spec: EvaluateSpec, seed: int) -> OodSet:
-    joined, n_id, n_ood = _join(test, other), test.n_samples, other.n_samples
+    for part in (test, other):
+        require_usable(part.logits_MNC, part.mask_NC, part.ids_N, source_name(part))
+    joined, n_id, n_ood = join(test, other), test.n_samples, other.n_samples
     sides = {score.name: np.split(score.score(joined, spec.aggregate), [n_id]) for score in scores}
     intervals = _auroc_intervals(sides, n_id, n_ood, spec, seed)
     table: dict[str, dict[str, MetricValue]] = {}
@@ -175,43 +178,6 @@ def _auroc_intervals(
         for name, function in weighted.items():
             resampled[name].append(function(id_NR, ood_NR))
     return {name: percentile_interval(np.concatenate(values), spec.confidence) for name, values in resampled.items()}
-
-
-def _join(test: Predictions, other: Predictions) -> Predictions:
-    """Both sets as one, so that both are scored alike (entropies are divided by ln K_n on both sides or on neither)."""
-    for part in (test, other):
-        require_usable(part.logits_MNC, part.mask_NC, part.ids_N, source_name(part))
-    if test.n_members != other.n_members:
-        raise SveError(
-            f"'{source_name(other)}' has {other.n_members} members and the test set {test.n_members}.",
-            "Predict both with one model.",
-        )
-    n_classes = max(test.n_classes, other.n_classes)
-    masked = test.mask_NC is not None or other.mask_NC is not None
-    if test.n_classes != other.n_classes and not masked:
-        raise SveError(
-            f"'{source_name(other)}' has {other.n_classes} classes and the test set {test.n_classes}.",
-            "Predict both with one model.",
-        )
-    logits_MNC = np.concatenate([_padded(part.logits_MNC, n_classes) for part in (test, other)], axis=1)
-    mask_NC = np.concatenate([_padded(_mask(part), n_classes) for part in (test, other)]) if masked else None
-    longest = test if test.n_classes == n_classes else other
-    return Predictions(
-        logits_MNC=logits_MNC,
-        labels_N=np.full(logits_MNC.shape[1], UNKNOWN_LABEL, dtype=np.int64),
-        ids_N=[*test.ids_N, *other.ids_N],
-        classes=longest.classes,
-        mask_NC=mask_NC,
-    )
-
-
-def _mask(predictions: Predictions) -> np.ndarray:
-    return np.ones(predictions.logits_MNC.shape[1:], dtype=bool) if predictions.mask_NC is None else predictions.mask_NC
-
-
-def _padded(array: np.ndarray, n_classes: int) -> np.ndarray:
-    """Zeros (False in a mask) for the options that do not exist."""
-    return np.pad(array, [(0, 0)] * (array.ndim - 1) + [(0, n_classes - array.shape[-1])])
 
 
 def data_warnings(test: Predictions) -> list[str]:

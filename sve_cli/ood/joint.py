@@ -16,14 +16,15 @@ def join(test: Predictions, ood: Predictions) -> Predictions:
     Raises:
         SveError: the sets have other members, or other classes without a mask that says which exist.
     """
+    where = f"{ood.dataset}:{ood.split}" if ood.split else ood.dataset
     if test.n_members != ood.n_members:
         raise SveError(
-            f"'{ood.dataset}' has {ood.n_members} members and the test set {test.n_members}.", "Predict both with one model."
+            f"'{where}' has {ood.n_members} members and the test set {test.n_members}.", "Predict both with one model."
         )
     masked = test.mask_NC is not None or ood.mask_NC is not None
     if test.n_classes != ood.n_classes and not masked:
         raise SveError(
-            f"'{ood.dataset}' has {ood.n_classes} classes and the test set {test.n_classes}.", "Predict both with one model."
+            f"'{where}' has {ood.n_classes} classes and the test set {test.n_classes}.", "Predict both with one model."
         )
     longest = max(test, ood, key=lambda part: part.n_classes)
 

@@ -105,7 +105,7 @@ def nll_and_gradient(predictions: Predictions, aggregate: str) -> Objective:
         logits_MNC = logits_MNC.mean(axis=0, keepdims=True)
     exists_NC = np.ones(logits_MNC.shape[1:], dtype=bool) if predictions.mask_NC is None else predictions.mask_NC
     logits_MNC = np.where(exists_NC, logits_MNC, 0.0)  # what does not exist may hold anything
-    n_members, n, n_classes = logits_MNC.shape
+    _, n, n_classes = logits_MNC.shape
     rows, labels_N = np.arange(n), predictions.labels_N
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:

@@ -86,7 +86,7 @@ def _labels(frame: Frame, points: Sequence[Point]) -> None:
 def _options(x: float, y: float, width: float) -> list[tuple[_Box, str]]:
     """Boxes for a name of this width, the nearest to the marker first."""
     found: list[tuple[_Box, str]] = []
-    for away in (0.0, 13.0, -13.0, 26.0, -26.0, 39.0, -39.0, 52.0, -52.0):
+    for away in (0.0, *(sign * 13.0 * k for k in range(1, 12) for sign in (1, -1))):
         top, bottom = y + away - _HIGH / 2, y + away + _HIGH / 2
         found += [((x + 7, top, x + 7 + width, bottom), "start"), ((x - 7 - width, top, x - 7, bottom), "end")]
         if away:

@@ -13,12 +13,13 @@ from sve_cli.render.tables import MISSING, Table, format_number
 QUALITY = ("accuracy", "nll", "ece_top1_w", "brier")
 OOD = ("ood_auroc_entropy", "ood_auroc_mutual_information", "ood_auroc_max_probability", "ood_auroc_energy")
 SCALED = ("temperature.accuracy", "temperature.nll", "temperature.ece_top1_w", "temperature.brier")
-FURTHER = ("mutual_information_mean", "disagreement", "nll_soft", "kl_soft", "brier_soft")
+MEMBERS = ("mutual_information_mean", "disagreement")
+HUMAN = ("nll_soft", "kl_soft", "brier_soft")
 _HEADS = {
     "accuracy": "Accuracy %", "nll": "NLL", "ece_top1_w": "ECE %", "brier": "Brier", "ood_auroc_entropy": "Entropy",
     "ood_auroc_mutual_information": "Mutual information", "ood_auroc_max_probability": "Maximum probability",
     "ood_auroc_energy": "Energy", "mutual_information_mean": "Mutual information", "disagreement": "Disagreement %",
-    "nll_soft": "NLL, human labels", "kl_soft": "KL, human labels", "brier_soft": "Brier, human labels",
+    "nll_soft": "NLL", "kl_soft": "KL", "brier_soft": "Brier",
     "auroc_ood": "AUROC %",
 }  # fmt: skip
 _COSTS = {
@@ -62,7 +63,8 @@ def sections(table: BenchTable) -> list[tuple[str, Table | None]]:
         ("Quality", quality_table(table, QUALITY)),
         (f"Out-of-distribution detection: AUROC %{sets}", quality_table(table, OOD)),
         ("After temperature scaling", quality_table(table, SCALED)),
-        ("Members and labels", quality_table(table, FURTHER)),
+        ("Members", quality_table(table, MEMBERS)),
+        ("Against human label distributions", quality_table(table, HUMAN)),
         ("Paired differences", paired_table(table)),
         ("Costs", cost_table(table)),
         ("Parameters", parameter_table(table)),
@@ -148,7 +150,7 @@ def paired_table(table: BenchTable) -> Table | None:
         for name in found:
             if (d := found[name]["differences"].get(key)) is None:
                 continue
-            verdict = _verdict(d, reference)
+            verdict = _verdict(d)
             strong |= {len(rows)} if verdict != "tie" else set()
             difference, low, high = (_signed(key.rpartition(".")[2], d[k]) for k in ("difference", "low", "high"))
             rows.append([_metric(key), name, f"{difference} ({low} to {high})", verdict])
@@ -164,11 +166,11 @@ def _metric(key: str) -> str:
     return _head(key.rpartition(".")[2]) + where
 
 
-def _verdict(difference: dict[str, Any], reference: str) -> str:
-    """What the paired interval says of the row, which is B there."""
+def _verdict(difference: dict[str, Any]) -> str:
+    """What the paired interval says of the row, which is B there: 'better', 'worse' or 'tie'."""
     side, _, word = str(difference["verdict"]).partition(" ")
     opposite = {"better": "worse", "higher": "lower"}
-    return "tie" if side == "tie" else f"{word if side == 'B' else opposite[word]} than {reference}"
+    return "tie" if side == "tie" else word if side == "B" else opposite[word]
 
 
 def _signed(key: str, value: float) -> str:

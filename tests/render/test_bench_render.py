@@ -150,9 +150,9 @@ def test_paired_differences_metric_by_metric_with_the_rows_verdict() -> None:
     assert shown is not None and shown.columns == ["Metric", "Row", "Row minus sve", "Verdict"]
     assert shown.rows == [
         ["NLL ↓", "single", "−0.010 (−0.030 to +0.010)", "tie"],
-        ["NLL ↓", "lora", "+0.020 (+0.010 to +0.030)", "worse than sve"],
-        ["ECE % ↓, row temperature-scaled", "single", "−1.1 (−2.0 to −0.5)", "better than sve"],
-        ["AUROC % ↑, entropy, a.b:c", "lora", "+5.0 (+1.0 to +9.0)", "better than sve"],
+        ["NLL ↓", "lora", "+0.020 (+0.010 to +0.030)", "worse"],
+        ["ECE % ↓, row temperature-scaled", "single", "−1.1 (−2.0 to −0.5)", "better"],
+        ["AUROC % ↑, entropy, a.b:c", "lora", "+5.0 (+1.0 to +9.0)", "better"],
     ]
     assert shown.strong == {1, 2, 3}
     assert dict(sections(table(row("sve"), paired={"reference": "sve", "rows": {}})))["Paired differences"] is None
@@ -232,7 +232,7 @@ def test_markdown_has_headings_tables_and_commands() -> None:
     text = render_markdown(table(*rows, task=HOSTILE, commands=["sve bench toy --out '*x*'"]))
     assert "<script>" not in text and "\\|\\*x\\*" in text
     assert [line for line in text.splitlines() if line.startswith("## ")] == [
-        "## Quality", "## Members and labels", "## Costs", "## Parameters", "## Notes", "## Commands",
+        "## Quality", "## Members", "## Costs", "## Parameters", "## Notes", "## Commands",
     ]  # fmt: skip
     assert "```\nsve bench toy --out '*x*'\n```" in text
     for block in text.split("\n\n"):

@@ -4,8 +4,8 @@
     python benchmarks/results.py check            exit code 1 when a region does not say what the files say
     python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/runs/NAME.json
 
-A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->` or
-`<!-- decomposition -->` and ends with `<!-- end -->`.
+A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
+`<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sve_cli.workflows.bench_cells import shown_command
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
-REGION = re.compile(r"(<!-- (runs|ood|bench|overview|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
+REGION = re.compile(r"(<!-- (runs|ood|bench|overview|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
 
@@ -92,6 +92,15 @@ def ood_region(name: str) -> str:
     return f"{markdown.table(Table(heads, rows))}\n"
 
 
+def tuning_region(name: str) -> str:
+    """Validation NLL of every variant of one tuning file, best first."""
+    kept = json.loads((RESULTS / "tuning" / f"{name}.json").read_text(encoding="utf-8"))
+    found = sorted(kept["variants"], key=lambda v: v["validation_nll"])
+    rows = [[f"`{v['overrides']}`", f"{v['validation_nll']:.4f}"] for v in found]
+    file = f"benchmarks/results/tuning/{name}.json"
+    return f"{markdown.table(Table(['variant', 'validation NLL'], rows))}\n\nFrom `{file}`:\n\n```\n{kept['command']}\n```\n"
+
+
 def decomposition_region(nothing: str) -> str:
     """Ratios to torch's float32 SVD from decomposition.json."""
     kept = json.loads((RESULTS / "decomposition.json").read_text(encoding="utf-8"))
@@ -149,7 +158,7 @@ def renewed(text: str) -> str:
         SveError: a file that a region names is missing or damaged.
     """
     made = {"runs": runs_region, "ood": ood_region, "bench": bench_region, "overview": overview_region}
-    made["decomposition"] = decomposition_region
+    made |= {"tuning": tuning_region, "decomposition": decomposition_region}
     return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
 
 

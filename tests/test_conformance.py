@@ -145,9 +145,8 @@ def test_state_goes_round_and_nothing_is_made_up(lab: Any, method: str, network:
 @pytest.mark.parametrize("batches", ["independent", "shared"])
 def test_batched_and_sequential_training_take_the_same_steps(lab: Any, method: str, network: str, batches: str) -> None:
     start = lab.build(network, method).ensemble.state()
-    both = [
-        lab.build(network, method, params={"member_batches": batches, "dropout": "off"}).fit(member_execution=e) for e in ("batched", "sequential")
-    ]
+    params = {"member_batches": batches, "dropout": "off"}
+    both = [lab.build(network, method, params=params).fit(member_execution=e) for e in ("batched", "sequential")]
     for name, tensor in both[0].items():
         assert (tensor - both[1][name]).norm() <= 1e-4 * (tensor - start[name]).norm() + 1e-6 * tensor.norm()
 

@@ -104,7 +104,8 @@ def tuning_region(name: str) -> str:
 def decomposition_region(nothing: str) -> str:
     """Ratios to torch's float32 SVD from decomposition.json."""
     kept = json.loads((RESULTS / "decomposition.json").read_text(encoding="utf-8"))
-    rows = [[" x ".join(map(str, r["shape"])), *(f"{r['ratio'][k]:.2f}" for k in ("decompose_weight", "verify"))] for r in kept["rows"]]
+    kinds = ("decompose_weight", "verify")
+    rows = [[" x ".join(map(str, r["shape"])), *(f"{r['ratio'][k]:.2f}" for k in kinds)] for r in kept["rows"]]
     settings = f"{kept['threads']} threads, {kept['repeats']} alternating repeats, torch {kept['torch']}."
     return f"{markdown.table(Table(['shape', 'decompose', 'verify'], rows))}\n\n{settings}\n"
 

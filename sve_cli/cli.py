@@ -22,8 +22,10 @@ from sve_cli.commands.decompose import decompose
 from sve_cli.commands.diversity import diversity
 from sve_cli.commands.evaluate import evaluate
 from sve_cli.commands.export import export
+from sve_cli.commands.gate import gate_app
 from sve_cli.commands.members import members
 from sve_cli.commands.ood import ood
+from sve_cli.commands.predict import predict
 from sve_cli.commands.recipes import recipes_app
 from sve_cli.commands.train import train
 from sve_cli.commands.transfer import transfer
@@ -47,6 +49,7 @@ app.command()(decompose)
 app.command()(train)
 app.command()(evaluate)
 app.command()(ood)
+app.command()(predict)
 app.command()(diversity)
 app.command()(transfer)
 app.command()(compare)
@@ -54,6 +57,7 @@ app.command()(members)
 app.command()(export)
 app.command()(bench)
 app.add_typer(recipes_app, name="recipes")
+app.add_typer(gate_app, name="gate")
 
 
 def _version(value: bool) -> None:

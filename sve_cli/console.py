@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sve_cli.render import tables
+from sve_cli.render import decisions, tables
 from sve_cli.report import Report
 
 if TYPE_CHECKING:
@@ -101,6 +101,12 @@ class Console:
             heads = [re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", head) for head in shown.columns]
             self._out.print(_text(title, "bold"), width=width)
             self._out.print(_rich_table(heads, rows, shown.numeric, wrap_heads=True), width=width)
+        for decision in report.decisions:
+            done = decisions.decision_table(decision)
+            self._out.print()
+            self._out.print(_text(decision.title, "bold"), width=width)
+            self._out.print(_text(decision.rule), width=width)
+            self._out.print(_rich_table(done.columns, done.rows, done.numeric), width=width)
 
     @contextmanager
     def progress(self, total: int, description: str) -> Iterator[Advance]:

@@ -198,6 +198,15 @@ def neighbour_distance(queries_NF: np.ndarray, references_NF: np.ndarray, k: int
     Raises:
         SveError: fewer than k references.
     """
+    return np.asarray(nearest_distances(queries_NF, references_NF, k).mean(axis=1))
+
+
+def nearest_distances(queries_NF: np.ndarray, references_NF: np.ndarray, k: int = NEIGHBOURS) -> np.ndarray:
+    """Euclidean distances (N, k) to the k nearest references, in no order, all features scaled to length 1.
+
+    Raises:
+        SveError: fewer than k references.
+    """
     if len(references_NF) < k:
         raise SveError(f"The distance to {k} neighbours needs {k} training samples; there are {len(references_NF)}.")
     queries, references = _unit(queries_NF), _unit(references_NF)
@@ -205,8 +214,8 @@ def neighbour_distance(queries_NF: np.ndarray, references_NF: np.ndarray, k: int
     step = max(1, BLOCK_NUMBERS // len(references))
     for start in range(0, len(queries), step):
         squared = np.maximum(2.0 - 2.0 * (queries[start : start + step] @ references.T), 0.0)
-        found.append(np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1))
-    return np.concatenate(found) if found else np.zeros(0)
+        found.append(np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]))
+    return np.concatenate(found) if found else np.zeros((0, k))
 
 
 def _unit(features_NF: np.ndarray) -> np.ndarray:

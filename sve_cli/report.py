@@ -52,13 +52,84 @@ class Row:
 
 @dataclass(frozen=True)
 class OodSet:
-    """One OOD set: score name -> metric key -> value. `histograms`: score -> edges and counts of both sides."""
+    """One OOD set: score name -> metric key -> value.
+
+    Attributes:
+        histograms: score -> edges and counts of both sides ("edges", "id", "ood"), and points of the ROC curve ("roc_id": share of
+            in-distribution samples flagged, "roc_ood": share of this set flagged).
+        group: "near", "far" or "".
+    """
 
     name: str
     n_id: int
     n_ood: int
     scores: dict[str, dict[str, MetricValue]]
     histograms: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One rule that was fitted on the calibration half of validation, and what it did on the test set.
+
+    Attributes:
+        key: "conformal", "abstention" or "ood".
+        rule: in words, with its threshold.
+        n: calibration samples it was fitted on.
+        guarantee, assumption: what holds, and under which condition.
+        measured: name -> value on the test set (and OOD sets), with its interval.
+    """
+
+    key: str
+    title: str
+    rule: str
+    n: int
+    guarantee: str
+    assumption: str
+    measured: dict[str, MetricValue]
+
+
+@dataclass(frozen=True)
+class BinChoice:
+    """The top-label calibration error with another number of bins, of equal width and of equal mass."""
+
+    bins: int
+    width: float
+    mass: float
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    """One class. `precision` is None where it is never predicted, `recall` where it never occurs; `ece`: one against the rest."""
+
+    name: str
+    support: int
+    predicted: int
+    precision: float | None
+    recall: float | None
+    f1: float | None
+    ece: float
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The samples whose `column` is `value`.
+
+    Attributes:
+        metrics: accuracy, NLL and calibration error; empty where there are too few samples.
+        worse: metric -> p of "not worse than the rest", corrected for all slices and metrics (Holm).
+    """
+
+    column: str
+    value: str
+    n: int
+    metrics: dict[str, MetricValue] = field(default_factory=dict)
+    worse: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def p_worse(self) -> float:
+        """The smallest corrected p of the slice; 1 where nothing was tested."""
+        return min(self.worse.values(), default=1.0)
 
 
 @dataclass(frozen=True)
@@ -70,6 +141,10 @@ class Report:
         headline: plain sentences, the verdict first.
         rows: scored predictors; the key "ensemble" is always there.
         ood: OOD sets.
+        decisions: conformal sets, abstention and OOD thresholds.
+        bin_choices: the calibration error with other numbers of bins.
+        per_class: one row a class; empty where the options vary.
+        slices: parts of the test set.
         warnings: what weakens the numbers (tiny set, --limit, mixed labels, …).
         history: one dict an epoch (round, epoch, train_loss, validation_nll, …).
         parameters: trained and stored numbers: sigma, bias, norm, head, backbone, extra_fraction, stored_bytes, …
@@ -84,6 +159,10 @@ class Report:
     n: int
     classes: list[str]
     ood: list[OodSet] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)
+    bin_choices: list[BinChoice] = field(default_factory=list)
+    per_class: list[ClassRow] = field(default_factory=list)
+    slices: list[Slice] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -102,7 +181,8 @@ class Report:
         raise SveError(f"The report has no row '{key}'.", f"Rows: {', '.join(r.key for r in self.rows)}.")
 
     def metric(self, address: str) -> MetricValue:
-        """A value by its address: `nll`, `temperature.nll`, `members.0.nll`, `ood.<set>.<score>.auroc_ood`.
+        """A value by its address: `nll`, `temperature.nll`, `members.0.nll`, `ood.<set>.<score>.auroc_ood`,
+        `slice.<column>.<value>.accuracy`.
 
         Raises:
             SveError: nothing has that address.
@@ -121,7 +201,26 @@ class Report:
         for ood in self.ood:
             for score, metrics in ood.scores.items():
                 table.update({f"ood.{ood.name}.{score}.{name}": value for name, value in metrics.items()})
+        for group, scores in self.ood_groups().items():
+            for score, metrics in scores.items():
+                table.update({f"ood.{group}.{score}.{name}": value for name, value in metrics.items()})
+        for decision in self.decisions:
+            table.update({f"decisions.{decision.key}.{name}": value for name, value in decision.measured.items()})
+        for part in self.slices:
+            table.update({f"slice.{part.column}.{part.value}.{name}": value for name, value in part.metrics.items()})
         return table
+
+    def ood_groups(self) -> dict[str, dict[str, dict[str, MetricValue]]]:
+        """Group ("near", "far") -> score -> metric key -> mean over the group's sets, each set counting once; no intervals."""
+        found: dict[str, dict[str, dict[str, MetricValue]]] = {}
+        for group in dict.fromkeys(ood.group for ood in self.ood if ood.group):
+            sets = [ood for ood in self.ood if ood.group == group]
+            found[group] = {
+                score: {key: _mean_over_sets([s.scores[score][key] for s in sets]) for key in metrics}
+                for score, metrics in sets[0].scores.items()
+                if all(score in s.scores for s in sets)
+            }
+        return found
 
     def to_json(self) -> str:
         """The JSON document; numbers that are not finite become null (JSON has no NaN)."""
@@ -145,10 +244,22 @@ class Report:
             for r in raw.pop("rows")
         ]
         ood = [
-            OodSet(o["name"], o["n_id"], o["n_ood"], {s: _metrics(m) for s, m in o["scores"].items()}, o["histograms"])
+            OodSet(**{**o, "scores": {s: _metrics(m) for s, m in o["scores"].items()}})  # older reports have no groups
             for o in raw.pop("ood")
         ]
-        return Report(rows=rows, ood=ood, **raw)
+        decisions = [Decision(**{**d, "measured": _metrics(d["measured"])}) for d in raw.pop("decisions", [])]
+        parts: dict[str, Any] = {  # older reports have none of these
+            "bin_choices": [BinChoice(**b) for b in raw.pop("bin_choices", [])],
+            "per_class": [ClassRow(**c) for c in raw.pop("per_class", [])],
+            "slices": [Slice(**{**s, "metrics": _metrics(s["metrics"])}) for s in raw.pop("slices", [])],
+        }
+        return Report(rows=rows, ood=ood, decisions=decisions, **parts, **raw)
+
+
+def _mean_over_sets(values: list[MetricValue]) -> MetricValue:
+    mean = sum(value.value for value in values) / len(values)
+    definition = f"Mean over {len(values)} set{'s' if len(values) > 1 else ''}. {values[0].definition}"
+    return MetricValue(mean, sum(value.n for value in values), values[0].direction, definition)
 
 
 def _metrics(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:

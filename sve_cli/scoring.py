@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
 from sve_cli.errors import SveError
 from sve_cli.metrics.aggregate import Aggregated, aggregate, source_name
-from sve_cli.metrics.base import Metric, Weighted
+from sve_cli.metrics.base import Metric
+from sve_cli.metrics.bin_choices import bin_choices
 from sve_cli.metrics.binning import bin_index
+from sve_cli.metrics.intervals import measure
+from sve_cli.metrics.per_class import per_class
+from sve_cli.metrics.slices import in_words, slices
 from sve_cli.ood.base import OodScore
-from sve_cli.ood.detection import DETECTION, weighted_auroc
+from sve_cli.ood.build import build_scores
+from sve_cli.ood.detection import DETECTION, roc_points, weighted_auroc
 from sve_cli.ood.joint import join
+from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.posthoc.vector import Vector
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.recipe.spec import EvaluateSpec
-from sve_cli.registry import METRICS, OOD_SCORES
-from sve_cli.report import MetricValue, OodSet, ReliabilityBin, Row
+from sve_cli.registry import METRICS
+from sve_cli.report import BinChoice, ClassRow, MetricValue, OodSet, ReliabilityBin, Row, Slice
 from sve_cli.statistics import block_size, bootstrap_counts, percentile_interval, require_usable, seeded, wilson_interval
 
 MEMBER_METRICS = ("accuracy", "nll", "brier", "ece_top1_w15", "nll_soft", "brier_soft")
@@ -65,36 +74,32 @@ def _row(key: str, title: str, predictions: Predictions, names: list[str], spec:
     metrics: list[Metric] = [metric for name in names if (metric := METRICS.resolve(name)).applies(view)]
     values: dict[str, MetricValue] = {}
     if view.labelled().n == view.n:
-        values = _values(view, metrics, spec, seed)
+        values = measure(view, metrics, spec.bins, spec.bootstrap, spec.confidence, seed)
     else:
         for needs_labels in (True, False):
             part = [metric for metric in metrics if metric.needs_labels == needs_labels]
-            values |= _values(view.labelled() if needs_labels else view, part, spec, seed)
+            rows = view.labelled() if needs_labels else view
+            values |= measure(rows, part, spec.bins, spec.bootstrap, spec.confidence, seed)
     order = [metric.key(spec.bins) for metric in metrics]
     ordered = {name: values[name] for name in order if name in values}
     return Row(key, title, ordered, reliability_bins(view, spec.bins, spec.confidence))
 
 
-def _values(view: Aggregated, metrics: list[Metric], spec: EvaluateSpec, seed: int) -> dict[str, MetricValue]:
-    """Values and percentile intervals of metrics over the same samples; nothing when there are none."""
-    if not view.n or not metrics:
-        return {}
-    weighted: dict[str, Weighted] = {metric.key(spec.bins): metric.prepare(view, spec.bins) for metric in metrics}
-    limits = {metric.key(spec.bins): metric.max_resamples or spec.bootstrap for metric in metrics}
-    resampled: dict[str, list[np.ndarray]] = {key: [] for key in weighted}
-    done = 0
-    for weights_NR in bootstrap_counts(view.n, spec.bootstrap, seeded(seed, "bootstrap")):
-        for key, function in weighted.items():
-            if (left := limits[key] - done) > 0:
-                resampled[key].append(function(np.ascontiguousarray(weights_NR[:, :left])))
-        done += weights_NR.shape[1]
-    values = {}
-    for metric in metrics:
-        key = metric.key(spec.bins)
-        value = float(weighted[key](np.ones((view.n, 1)))[0])
-        low, high = percentile_interval(np.concatenate(resampled[key]), spec.confidence) if spec.bootstrap else (None, None)
-        values[key] = MetricValue(value, view.n, metric.direction, metric.definition(spec.bins), low, high)
-    return values
+class Breakdown(NamedTuple):
+    """What lies behind the averages of the ensemble."""
+
+    bin_choices: list[BinChoice]
+    per_class: list[ClassRow]
+    slices: list[Slice]
+    sentences: list[str]
+
+
+def break_down(test: Predictions, spec: EvaluateSpec, seed: int = 0) -> Breakdown:
+    """Other numbers of bins, classes, and the slices that the columns and the classes make; all empty without labels."""
+    view = aggregate(test, spec.aggregate)
+    parts = slices(view, test.columns, test.classes, spec.bins, spec.bootstrap, spec.confidence, seed)
+    sentence = in_words(parts)
+    return Breakdown(bin_choices(view), per_class(view, spec.bins, test.classes), parts, [sentence] if sentence else [])
 
 
 def reliability_bins(view: Aggregated, bins: int, confidence: float = 0.95) -> list[ReliabilityBin]:
@@ -111,14 +116,27 @@ def reliability_bins(view: Aggregated, bins: int, confidence: float = 0.95) -> l
     return table
 
 
-def score_ood(test: Predictions, ood: list[Predictions], spec: EvaluateSpec, seed: int = 0) -> list[OodSet]:
+def score_ood(
+    test: Predictions,
+    ood: list[Predictions],
+    spec: EvaluateSpec,
+    seed: int = 0,
+    training: TrainingFeatures | None = None,
+    groups: Sequence[str] = (),
+) -> list[OodSet]:
     """How well each score of the recipe tells every OOD set from the test set (all its samples count as in-distribution).
 
+    Args:
+        training: for the scores in feature space, which predictions with features go with.
+        groups: "near", "far" or "" for every set; none: no set has one.
+
     Raises:
-        SveError: another number of members or classes than the test set's, an unknown score, or logits that are not finite.
+        SveError: another number of members or classes than the test set's, an unknown score, logits that are not finite, or a
+            score in feature space without features.
     """
-    scores: list[OodScore] = [OOD_SCORES.resolve(name)() for name in spec.ood_scores]
-    return [_ood_set(name, test, other, scores, spec, seed) for name, other in zip(_ood_names(test, ood), ood, strict=True)]
+    scores = build_scores(spec.ood_scores, training) if ood else []
+    sets = zip(_ood_names(test, ood), ood, groups or [""] * len(ood), strict=True)
+    return [replace(_ood_set(name, test, other, scores, spec, seed), group=group) for name, other, group in sets]
 
 
 def _ood_names(test: Predictions, ood: list[Predictions]) -> list[str]:
@@ -151,6 +169,7 @@ def _ood_set(name: str, test: Predictions, other: Predictions, scores: list[OodS
             "edges": edges.tolist(),
             "id": np.histogram(id_N, edges)[0].tolist(),
             "ood": np.histogram(ood_N, edges)[0].tolist(),
+            **roc_points(id_N, ood_N),
         }
     return OodSet(name, n_id, n_ood, table, histograms)
 

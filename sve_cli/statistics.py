@@ -187,6 +187,15 @@ def percentile_interval(values_R: np.ndarray, confidence: float) -> tuple[float,
     return float(low), float(high)
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for all of them together (Holm, Scand. J. Statist. 1979), in the order given."""
+    corrected, highest = [1.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        corrected[i] = highest
+    return corrected
+
+
 def wilson_interval(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a proportion (JASA 1927); (0, 1) when n = 0."""
     if n == 0:

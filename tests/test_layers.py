@@ -14,11 +14,11 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"workflows", "console"},
-    {"training", "prediction", "scoring", "comparison", "gate", "certify", "plan"},
+    {"training", "prediction", "scoring", "decisions", "comparison", "gate", "certify", "plan"},
     {"methods", "tasks", "data", "posthoc", "metrics", "ood", "export", "render"},
     {"ensemble", "diversity"},
-    {"linear_forms", "factors", "backbone", "rundir"},
-    {"recipe", "predictions", "report", "benchmark", "findings", "statistics", "samples"},
+    {"linear_forms", "factors", "backbone", "rundir", "foreign"},
+    {"recipe", "predictions", "report", "benchmark", "findings", "verdict", "statistics", "samples"},
     {"registry", "errors"},
 ]
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

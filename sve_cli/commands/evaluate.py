@@ -7,6 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from sve_cli.commands.gate_options import (
+    NO_GATES,
+    Baseline,
+    FailIf,
+    Gate,
+    GateOptions,
+    Junit,
+    ProbColumns,
+    Summary,
+    decide,
+    enforce,
+    evaluated_run,
+)
 from sve_cli.commands.options import Json, Run, command_line, name_list
 from sve_cli.console import Console
 from sve_cli.errors import SveError
@@ -27,18 +40,17 @@ def evaluate(
     task: Annotated[str | None, typer.Option(help="The task for --model; default: by the checkpoint.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Recipe keys for --model: key.path=value; repeatable.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows of the test split, for --model.")] = None,
+    baseline: Baseline = None,
+    gate: Gate = None,
+    fail_if: FailIf = None,
+    junit: Junit = None,
+    summary: Summary = None,
+    prob_columns: ProbColumns = None,
     as_json: Json = False,
 ) -> None:
     """Evaluate a run, a predictions file, or a checkpoint as it is."""
     console = Console(json_mode=as_json)
-    sources = [name for name, value in (("RUN", run), ("--predictions", predictions), ("--model", model)) if value is not None]
-    if len(sources) > 1:
-        raise SveError(f"{' and '.join(sources)} are different things to evaluate.", "Name one of them.")
-    if (model is None) != (data is None):
-        raise SveError("--model and --data go together.", "Write: sve evaluate --model NAME --data NAME")
-    for option, given in (("--task", task), ("--set", set_), ("--limit", limit)):
-        if given is not None and model is None:
-            raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
+    _check_sources(run, predictions, model, data, {"--task": task, "--set": set_, "--limit": limit})
     if vector is not None and (model is not None or predictions is not None):
         raise SveError("--vector belongs to a run: it is fitted on the run's validation split.", "Leave it out.")
     changes: dict[str, Any] = {
@@ -46,15 +58,22 @@ def evaluate(
     }
     if aggregate not in (None, "probs", "logits"):
         raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
+    gates = GateOptions(baseline, gate, tuple(fail_if or []), junit, summary, tuple(name_list(prob_columns)))
+    if model is not None and gates.asked:
+        raise SveError("Gates judge a run or a predictions file, not --model.", "Leave --model out.")
     from sve_cli.recipe import EvaluateSpec
-    from sve_cli.workflows.evaluate import checkpoint_recipe, evaluate_checkpoint, evaluate_predictions
+    from sve_cli.workflows.evaluate import checkpoint_recipe, evaluate_checkpoint
 
     if predictions is not None:
-        stem = predictions.with_suffix("") if predictions.suffix in (".safetensors", ".parquet") else predictions
-        report = evaluate_predictions(stem, EvaluateSpec(**changes), [Path(p) for p in name_list(ood)])
-        console.report(report)
+        from sve_cli.workflows.gate_sides import judge_predictions
+
+        others = [Path(p) for p in name_list(ood)]
+        judged = judge_predictions(predictions, EvaluateSpec(**changes), others, prob_columns=gates.prob_columns)
+        console.report(judged.report)
+        verdict = decide(gates, judged, console) if gates.asked else None
         if as_json:
-            console.json(report)
+            console.json(judged.report if verdict is None else {"report": judged.report, "gate": verdict.document()})
+        enforce(verdict)
     elif model is not None and data is not None:
         recipe = checkpoint_recipe(model, data, task, [*(set_ or []), *(f"evaluate.{k}={v}" for k, v in changes.items())])
         report = evaluate_checkpoint(recipe, console, name_list(ood), limit)
@@ -62,11 +81,27 @@ def evaluate(
         if as_json:
             console.json(report)
     else:
-        evaluate_run(run, name_list(ood), changes, console)
+        evaluate_run(run, name_list(ood), changes, console, gates)
 
 
-def evaluate_run(run: Path | None, ood: list[str], changes: dict[str, Any], console: Console) -> None:
-    """Evaluate a run's folder and show the report."""
+def _check_sources(
+    run: Path | None, predictions: Path | None, model: str | None, data: str | None, of_model: dict[str, object]
+) -> None:
+    """Refuse two things to evaluate at once, and options that belong to another one."""
+    sources = [name for name, value in (("RUN", run), ("--predictions", predictions), ("--model", model)) if value is not None]
+    if len(sources) > 1:
+        raise SveError(f"{' and '.join(sources)} are different things to evaluate.", "Name one of them.")
+    if (model is None) != (data is None):
+        raise SveError("--model and --data go together.", "Write: sve evaluate --model NAME --data NAME")
+    for option, given in of_model.items():
+        if given is not None and model is None:
+            raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
+
+
+def evaluate_run(
+    run: Path | None, ood: list[str], changes: dict[str, Any], console: Console, gates: GateOptions = NO_GATES
+) -> None:
+    """Evaluate a run's folder, show the report, and judge it where asked."""
     from sve_cli.rundir import RunDir, runs_root
     from sve_cli.workflows.evaluate import evaluate as evaluate_folder
 
@@ -75,5 +110,8 @@ def evaluate_run(run: Path | None, ood: list[str], changes: dict[str, Any], cons
     folder, report = evaluate_folder(found, console, ood=ood, changes=changes, command=command_line())
     console.report(report)
     console.say(f"Report: {folder / 'report.html'}")
+    verdict = decide(gates, evaluated_run(found, folder, report, changes), console) if gates.asked else None
     if console.json_mode:
-        console.json({"run": str(found.path), "evaluation": str(folder), "report": report})
+        document = {"run": str(found.path), "evaluation": str(folder), "report": report}
+        console.json(document if verdict is None else document | {"gate": verdict.document()})
+    enforce(verdict)

@@ -8,6 +8,7 @@ import typer
 
 from sve_cli.commands.options import Json, Run, command_line, name_list
 from sve_cli.console import Console
+from sve_cli.errors import SveError
 
 
 def ood(
@@ -16,10 +17,14 @@ def ood(
     scores: Annotated[
         list[str] | None, typer.Option("--scores", help="Scores, separated by commas; default: the recipe's.")
     ] = None,
+    near: Annotated[list[str] | None, typer.Option("--near", help="Sets to take the mean of as near ones.")] = None,
+    far: Annotated[list[str] | None, typer.Option("--far", help="Sets to take the mean of as far ones.")] = None,
     as_json: Json = False,
 ) -> None:
     """How well a run tells out-of-distribution inputs apart."""
     from sve_cli.registry import OOD_SCORES
+    from sve_cli.render.decisions import group_tables
+    from sve_cli.render.tables import ood_table
     from sve_cli.rundir import RunDir, runs_root
     from sve_cli.workflows.evaluate import evaluate, require_ood
     from sve_cli.workflows.session import run_recipe
@@ -27,17 +32,22 @@ def ood(
     console = Console(json_mode=as_json)
     found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
     names = name_list(sets)
-    require_ood([*names, *run_recipe(found).data.ood])
+    groups = {name: group for group, given in (("near", near), ("far", far)) for name in name_list(given)}
+    if both := sorted({*name_list(near)} & {*name_list(far)}):
+        raise SveError(f"'{both[0]}' is given with --near and with --far.", "Name it with one of them.")
+    require_ood([*names, *groups, *run_recipe(found).data.ood])
     wanted = name_list(scores)
     for name in wanted:
         OOD_SCORES[name]
     console.say(f"Run: {found.path}")
     changes = {"ood_scores": wanted} if wanted else {}
-    folder, report = evaluate(found, console, ood=names, changes=changes, command=command_line())
-    keys = ["auroc_ood", "aupr_ood", "aupr_id", "fpr95_ood_positive", "fpr95_id_positive"]
-    for table in report.ood:
-        rows = [[score, *(f"{100 * metrics[k].value:.2f}" for k in keys)] for score, metrics in table.scores.items()]
-        console.table(f"{table.name}: {table.n_id} in-distribution, {table.n_ood} out (percent)", ["score", *keys], rows)
+    folder, report = evaluate(found, console, ood=names, changes=changes, groups=groups, command=command_line())
+    for one in report.ood:
+        shown, group = ood_table(one), f"{one.group}; " if one.group else ""
+        console.table(f"{one.name} ({group}{one.n_id:,} in distribution, {one.n_ood:,} out)", shown.columns, shown.rows)
+    for title, table in group_tables(report):
+        console.table(title, table.columns, table.rows)
     console.say(f"Report: {folder / 'report.html'}")
     if as_json:
-        console.json({"run": str(found.path), "evaluation": str(folder), "ood": report.ood})
+        document = {"run": str(found.path), "evaluation": str(folder), "ood": report.ood, "groups": report.ood_groups()}
+        console.json(document)

@@ -26,7 +26,7 @@ from sve_cli.report import Direction
 BOOTSTRAP, PERMUTATIONS, CONFIDENCE = 2000, 2000, 0.95
 SCORES = ("entropy", "mutual_information")
 # These are 0 for one network whatever it does, so they say nothing about a pair with one.
-OF_SEVERAL_MEMBERS = ("disagreement", "mutual_information_mean", "mutual_information")
+OF_SEVERAL_MEMBERS = ("disagreement", "variation_ratio_mean", "mutual_information_mean", "mutual_information")
 
 
 def compare_predictions(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from sve_cli.recipe.spec import DataSpec
 from sve_cli.samples import DataSet, Samples
 
 ROLES = ("train", "validation", "test")
+HELD_OUT = "held_out_classes"  # as an out-of-distribution set: the classes that data.classes leaves out
 
 
 def load_data(spec: DataSpec, modality: str, seed: int, limit: int | None = None, need: tuple[str, ...] = ROLES) -> DataSet:
@@ -68,11 +70,14 @@ def load_samples(
     """One more set, for OOD detection or a second evaluation: 'set', 'set:split' or a path.
 
     Columns are called as in `spec`. Labels are mapped by name to `classes` (default: `spec.classes`, else the set's own);
-    those that are not among them, or not given at all, become -1.
+    those that are not among them, or not given at all, become -1. 'held_out_classes' is the samples of the recipe's own test
+    split whose class `spec.classes` leaves out.
 
     Raises:
         DataError: the set, the split or the input column does not exist.
     """
+    if name == HELD_OUT and not Path(name).exists():
+        return _held_out(spec, modality)
     dataset, split = split_name(name)
     same = dataset == spec.name
     source = open_source(dataset, spec, spec.config if same else None, spec.revision if same else None)
@@ -97,6 +102,39 @@ def load_samples(
         soft_NC = read_soft_labels(raw, own, names)
     slices = read_slices(raw, spec.slices, strict=True)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
+
+
+def _held_out(spec: DataSpec, modality: str) -> Samples:
+    """The test samples of the classes outside `spec.classes`: what a network that was trained without them never saw.
+
+    Raises:
+        DataError: no class is left out, or the test split has no sample of those.
+    """
+    if spec.classes is None or modality == "multiple_choice":
+        raise DataError(
+            f"'{HELD_OUT}' is the classes that data.classes leaves out, and here it leaves none out.",
+            "List the classes to train on under data.classes.",
+        )
+    raw = _read(open_source(spec.name, spec, spec.config, spec.revision), spec, ("test",), False)["test"]
+    codes_N, names = coded_labels(raw, spec.label)
+    kept_N = (codes_N >= 0) & (mapped_labels(codes_N, names, spec.classes) < 0)
+    if not kept_N.any():
+        raise DataError(f"'{raw.where}' has no sample of a class outside data.classes.", f"Leave '{HELD_OUT}' out of data.ood.")
+    ids, _ = read_ids(raw)
+    labels_N = np.full(len(ids), UNKNOWN_LABEL, dtype=np.int64)
+    slices = read_slices(raw, spec.slices, strict=True)
+    samples = Samples(
+        HELD_OUT,
+        "",
+        read_inputs(raw, spec, modality),
+        labels_N,
+        ids,
+        list(spec.classes),
+        slices,
+        None,
+        modality,  # type: ignore[arg-type]
+    )
+    return samples.subset(kept_N)
 
 
 def _with_known_columns(spec: DataSpec, present: list[str]) -> DataSpec:

@@ -9,4 +9,6 @@ accuracy = Metric(
     "higher",
     "Share of samples whose most probable class is the label (0 to 1).",
     lambda view, bins: weighted_mean(view.correct_N),
+    limits=(0.0, 1.0),
+    interval="proportion",
 )

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
-from sve_cli.metrics.base import Metric, Weighted
+from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.statistics import grouped_sums, tie_groups
 
 
-def _adaptive_ece(view: Aggregated, bins: int) -> Weighted:
+def _gaps(view: Aggregated, bins: int) -> Weighted:
     group_N, n_groups = tie_groups(view.confidence_N)
     gap_N = view.correct_N - view.confidence_N
 
@@ -20,9 +20,8 @@ def _adaptive_ece(view: Aggregated, bins: int) -> Weighted:
         start = np.zeros((1, weights_NR.shape[1]))
         mass_RG, rise_RG = np.concatenate([start, mass_GR]).T.copy(), np.concatenate([start, rise_GR]).T.copy()
         shares = np.linspace(0.0, 1.0, bins + 1)
-        return np.array(
-            [np.abs(np.diff(np.interp(shares * m[-1], m, r))).sum() / m[-1] for m, r in zip(mass_RG, rise_RG, strict=True)]
-        )
+        pairs = zip(mass_RG, rise_RG, strict=True)
+        return np.stack([np.diff(np.interp(shares * m[-1], m, r)) / m[-1] for m, r in pairs], axis=1)
 
     return weighted
 
@@ -32,5 +31,7 @@ adaptive_ece_top1 = Metric(
     "lower",
     "Top-label calibration error with {bins} bins of exactly equal mass along increasing confidence, mean of "
     "|accuracy - mean confidence|; equal confidences are pooled, and what lies on a cut is shared between its two bins.",
-    _adaptive_ece,
+    from_parts(_gaps),
+    limits=(0.0, 1.0),
+    parts=_gaps,
 )

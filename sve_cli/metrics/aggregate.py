@@ -23,6 +23,7 @@ class Aggregated:
         confidence_N: its probability.
         entropy_N, expected_entropy_N, mutual_information_N: see `statistics.ensemble_uncertainty`.
         disagreement_N: share of the pairs of members with different most probable classes; 0 for one member.
+        variation_ratio_N: share of the members outside the most frequent vote; 0 for one member.
         soft_labels_NC: the label distribution, each row summing to one; None where the data has none.
     """
 
@@ -36,6 +37,7 @@ class Aggregated:
     expected_entropy_N: np.ndarray
     mutual_information_N: np.ndarray
     disagreement_N: np.ndarray
+    variation_ratio_N: np.ndarray
     soft_labels_NC: np.ndarray | None = None
 
     @property
@@ -54,8 +56,10 @@ class Aggregated:
     def labelled(self) -> Aggregated:
         """The samples whose label is known."""
         keep = self.labels_N != UNKNOWN_LABEL
-        if keep.all():
-            return self
+        return self if keep.all() else self.part(keep)
+
+    def part(self, keep: np.ndarray) -> Aggregated:
+        """The samples `keep` (indices or a boolean mask)."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
 
@@ -84,6 +88,7 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
     uncertainty = ensemble_uncertainty(predictions.logits_MNC, predictions.mask_NC, how)
     probs_NC = np.exp(uncertainty.log_probs_NC)
     predicted_N = uncertainty.log_probs_NC.argmax(axis=1)
+    disagreement_N, variation_ratio_N = _votes(predictions.logits_MNC, predictions.mask_NC)
     return Aggregated(
         labels_N=labels_N,
         log_probs_NC=uncertainty.log_probs_NC,
@@ -94,7 +99,8 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
         entropy_N=uncertainty.total_N,
         expected_entropy_N=uncertainty.expected_N,
         mutual_information_N=uncertainty.mutual_N,
-        disagreement_N=_disagreement(predictions.logits_MNC, exists_NC),
+        disagreement_N=disagreement_N,
+        variation_ratio_N=variation_ratio_N,
         soft_labels_NC=_soft_labels(predictions, exists_NC, where),
     )
 
@@ -122,12 +128,16 @@ def _soft_labels(predictions: Predictions, exists_NC: np.ndarray, where: str) ->
     return np.where(exists_NC, soft_NC, 0.0) / total_N[:, None]
 
 
-def _disagreement(logits_MNC: np.ndarray, exists_NC: np.ndarray) -> np.ndarray:
-    """From the votes v_c per class: of M(M-1) ordered pairs, sum_c v_c (v_c - 1) agree."""
-    n_members, n, n_classes = logits_MNC.shape
+def _votes(logits_MNC: np.ndarray, mask_NC: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """Disagreement and variation ratio of each sample, from how many members vote as member m does."""
+    n_members, n, _ = logits_MNC.shape
     if n_members == 1:
-        return np.zeros(n)
-    votes_NC = np.zeros((n, n_classes))
-    for logits_NC in logits_MNC:
-        votes_NC[np.arange(n), np.where(exists_NC, logits_NC, -np.inf).argmax(axis=1)] += 1.0
-    return 1.0 - (votes_NC * (votes_NC - 1.0)).sum(axis=1) / (n_members * (n_members - 1.0))
+        return np.zeros(n), np.zeros(n)
+    shown = (logits_NC if mask_NC is None else np.where(mask_NC, logits_NC, -np.inf) for logits_NC in logits_MNC)
+    votes_MN = np.stack([logits_NC.argmax(axis=1) for logits_NC in shown])
+    pairs_N, most_N = np.zeros(n), np.ones(n)
+    for vote_N in votes_MN:
+        same_N = (votes_MN == vote_N).sum(axis=0).astype(np.float64)
+        pairs_N += same_N - 1.0
+        most_N = np.maximum(most_N, same_N)
+    return 1.0 - pairs_N / (n_members * (n_members - 1.0)), 1.0 - most_N / n_members

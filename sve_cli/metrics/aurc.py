@@ -9,7 +9,8 @@ from sve_cli.metrics.base import Metric, Weighted
 from sve_cli.statistics import grouped_sums, tie_groups
 
 
-def _aurc(view: Aggregated, bins: int) -> Weighted:
+def aurc_of(view: Aggregated, bins: int) -> Weighted:
+    """The area as a function of whole-number weights."""
     group_N, n_groups = tie_groups(-view.confidence_N)
     error_N = 1.0 - view.correct_N
 
@@ -34,5 +35,6 @@ aurc = Metric(
     "lower",
     "Area under the risk-coverage curve: mean over k = 1 ... n of the error rate of the k most confident samples (0 to 1, not "
     "times 1000); errors among equal confidences are spread evenly.",
-    _aurc,
+    aurc_of,
+    limits=(0.0, 1.0),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
+from typing import Literal
 
 import numpy as np
 
@@ -15,6 +17,11 @@ DEFAULT_BINS = 15
 # Counts of each sample in each resample, float64 (N, R) -> the metric on each resample (R,).
 # With all counts 1 it is the metric itself, so that value and interval come from the same code.
 Weighted = Callable[[np.ndarray], np.ndarray]
+
+Prepare = Callable[[Aggregated, int], Weighted]
+Norm = Literal["sum", "squares", "max"]
+# How the interval comes about, see `metrics.intervals`.
+Interval = Literal["percentile", "proportion", "bias_corrected", "centred_squares"]
 
 
 @dataclass(frozen=True)
@@ -29,15 +36,23 @@ class Metric:
         needs_labels: samples without a label are left out.
         needs_soft_labels: left out where the data has no label distributions.
         max_resamples: take at most this many bootstrap resamples (for the dear ones); None: all.
+        limits: smallest and largest possible value.
+        interval: how the interval comes about when there are no `parts`.
+        parts: (view, bins) -> the signed gaps (B, R) whose norm the metric is, if it is one; its interval comes from them.
+        norm: sum of |gap|, sum of gap squared, or largest |gap|.
     """
 
     template: str
     direction: Direction
     sentence: str
-    prepare: Callable[[Aggregated, int], Weighted]
+    prepare: Prepare
     needs_labels: bool = True
     max_resamples: int | None = None
     needs_soft_labels: bool = False
+    limits: tuple[float, float] = (0.0, inf)
+    interval: Interval = "percentile"
+    parts: Prepare | None = None
+    norm: Norm = "sum"
 
     def key(self, bins: int = DEFAULT_BINS) -> str:
         """The report key."""
@@ -60,6 +75,24 @@ class Metric:
         """The value; NaN when no sample is left, or when the metric does not apply."""
         rows = self.rows(view)
         return float(self.prepare(rows, bins)(np.ones((rows.n, 1)))[0]) if rows.n and self.applies(view) else float("nan")
+
+
+def norm_of(gaps_BR: np.ndarray, norm: Norm) -> np.ndarray:
+    """Sum of |gap|, sum of gap squared, or largest |gap|, over the first axis."""
+    if norm == "squares":
+        return np.asarray(np.square(gaps_BR).sum(axis=0))
+    size_BR = np.abs(gaps_BR)
+    return np.asarray(size_BR.max(axis=0) if norm == "max" else size_BR.sum(axis=0))
+
+
+def from_parts(parts: Prepare, norm: Norm = "sum") -> Prepare:
+    """The metric that is a norm of signed gaps."""
+
+    def prepare(view: Aggregated, bins: int) -> Weighted:
+        gaps = parts(view, bins)
+        return lambda weights_NR: norm_of(gaps(weights_NR), norm)
+
+    return prepare
 
 
 def weighted_mean(values_N: np.ndarray) -> Weighted:

@@ -19,4 +19,5 @@ brier = Metric(
     "lower",
     "Sum over classes of the squared error of the ensemble's probability, mean over samples (0 to 2).",
     _brier,
+    limits=(0.0, 2.0),
 )

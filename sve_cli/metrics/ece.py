@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
-from sve_cli.metrics.base import Metric, Weighted
+from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.metrics.binning import bin_index
 from sve_cli.statistics import grouped_sums
 
 
-def _ece(view: Aggregated, bins: int) -> Weighted:
+def _gaps(view: Aggregated, bins: int) -> Weighted:
     index_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
 
     def weighted(weights_NR: np.ndarray) -> np.ndarray:
         # The weight of a bin cancels: (n_b / n) |acc_b - conf_b| = |sum of (correct - confidence) in b| / n.
-        return np.asarray(np.abs(grouped_sums(weights_NR, index_N, bins, gap_N)).sum(axis=0) / weights_NR.sum(axis=0))
+        return grouped_sums(weights_NR, index_N, bins, gap_N) / weights_NR.sum(axis=0)
 
     return weighted
 
@@ -25,5 +25,7 @@ ece_top1 = Metric(
     "lower",
     "Top-label expected calibration error: {bins} equal-width bins of confidence, bin = ceil({bins} conf) - 1 clipped, "
     "weighted mean of |accuracy - mean confidence|.",
-    _ece,
+    from_parts(_gaps),
+    limits=(0.0, 1.0),
+    parts=_gaps,
 )

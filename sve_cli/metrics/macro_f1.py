@@ -26,4 +26,5 @@ macro_f1 = Metric(
     "higher",
     "Mean over classes of F1 = 2 TP / (2 TP + FP + FN); classes that are neither a label nor predicted are left out.",
     _macro_f1,
+    limits=(0.0, 1.0),
 )

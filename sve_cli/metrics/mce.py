@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
-from sve_cli.metrics.base import Metric, Weighted
+from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.metrics.binning import bin_index
 from sve_cli.statistics import grouped_sums
 
 
-def _mce(view: Aggregated, bins: int) -> Weighted:
+def _gaps(view: Aggregated, bins: int) -> Weighted:
     index_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
 
     def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        gap_BR, count_BR = np.abs(grouped_sums(weights_NR, index_N, bins, gap_N)), grouped_sums(weights_NR, index_N, bins)
-        return np.asarray(np.divide(gap_BR, count_BR, out=np.zeros_like(gap_BR), where=count_BR > 0).max(axis=0))
+        gap_BR, count_BR = grouped_sums(weights_NR, index_N, bins, gap_N), grouped_sums(weights_NR, index_N, bins)
+        return np.divide(gap_BR, count_BR, out=np.zeros_like(gap_BR), where=count_BR > 0)
 
     return weighted
 
@@ -25,5 +25,8 @@ mce_top1 = Metric(
     "lower",
     "Largest |accuracy - mean confidence| of the non-empty bins of the top-label calibration error "
     "({bins} equal-width bins); one sample alone can make it.",
-    _mce,
+    from_parts(_gaps, "max"),
+    limits=(0.0, 1.0),
+    parts=_gaps,
+    norm="max",
 )

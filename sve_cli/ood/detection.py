@@ -14,6 +14,7 @@ from sve_cli.report import Direction
 from sve_cli.statistics import grouped_sums, tie_groups
 
 RATE_PERCENT = 95
+ROC_POINTS = 200
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ def weighted_auroc(id_N: np.ndarray, ood_N: np.ndarray) -> Callable[[np.ndarray,
         return np.asarray((ood_GR * below_GR).sum(axis=0) / (id_GR.sum(axis=0) * ood_GR.sum(axis=0)))
 
     return weighted
+
+
+def roc_points(id_N: np.ndarray, ood_N: np.ndarray, most: int = ROC_POINTS) -> dict[str, list[float]]:
+    """Points of the ROC curve from (0, 0) to (1, 1): share of ID and of OOD flagged at falling thresholds, thinned to about `most`.
+
+    Thinning keeps points that are evenly spread along the curve (by the sum of both shares).
+    """
+    group_N, n_groups = tie_groups(-np.concatenate([id_N, ood_N]))
+    sides = [np.bincount(group_N[: len(id_N)], minlength=n_groups), np.bincount(group_N[len(id_N) :], minlength=n_groups)]
+    flagged_G, caught_G = (np.concatenate([[0.0], np.cumsum(side) / side.sum()]) for side in sides)
+    wanted = np.searchsorted(flagged_G + caught_G, np.linspace(0.0, 2.0, most))
+    kept = np.unique(np.concatenate([[0], np.minimum(wanted, n_groups), [n_groups]]))
+    return {"roc_id": flagged_G[kept].tolist(), "roc_ood": caught_G[kept].tolist()}
 
 
 def aupr_ood(id_N: np.ndarray, ood_N: np.ndarray) -> float:

@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from sve_cli.errors import SveError
+from sve_cli.posthoc.conformal import Conformal
 from sve_cli.posthoc.temperature import Temperature
+from sve_cli.posthoc.thresholds import Abstention, OodThreshold
 from sve_cli.posthoc.vector import Vector
 from sve_cli.statistics import seeded
 
@@ -21,6 +23,9 @@ class Posthoc:
 
     temperature: Temperature | None = None
     vector: Vector | None = None
+    abstention: Abstention | None = None
+    ood_threshold: OodThreshold | None = None
+    conformal: Conformal | None = None
 
     def to_json(self) -> str:
         """The JSON document."""
@@ -37,10 +42,13 @@ class Posthoc:
             raw = json.loads(text)
             if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
                 raise SveError(f"This is not a post-hoc document of schema {SCHEMA}.", "Evaluate the run again.")
-            temperature, vector = raw["temperature"], raw.get("vector")  # older documents have no vector
+            temperature, vector = raw["temperature"], raw.get("vector")  # older documents have no vector, nor what follows
             return Posthoc(
                 temperature=None if temperature is None else Temperature(**temperature),
                 vector=None if vector is None else Vector(**vector),
+                abstention=None if (rule := raw.get("abstention")) is None else Abstention(**rule),
+                ood_threshold=None if (rule := raw.get("ood_threshold")) is None else OodThreshold(**rule),
+                conformal=None if (rule := raw.get("conformal")) is None else Conformal(**rule),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise SveError(f"The post-hoc document is damaged ({error}).", "Evaluate the run again.") from error

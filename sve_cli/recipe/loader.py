@@ -120,7 +120,10 @@ def _resolve(root: Node, problems: list[Problem], overrides: Sequence[str]) -> R
     if reader.problems:
         raise report(reader.problems)
     recipe: Recipe = _build(Recipe, values)
-    return replace(recipe, method=replace(recipe.method, params=asdict(_build(params_class, params))))
+    data = recipe.data
+    every = list(dict.fromkeys([*data.ood, *data.ood_near, *data.ood_far]))  # the groups only say which is which
+    method = replace(recipe.method, params=asdict(_build(params_class, params)))
+    return replace(recipe, data=replace(data, ood=every), method=method)
 
 
 def _build(cls: Any, values: dict[str, Any]) -> Any:
@@ -239,9 +242,16 @@ def _check_across(reader: Reader, root: Node, values: dict[str, Any]) -> None:
     for i, name in enumerate(values.get("evaluate", {}).get("ood_scores", [])):
         if name not in OOD_SCORES:
             problem(f"evaluate.ood_scores[{i}]", f"unknown OOD score '{name}'", nearest(name, list(OOD_SCORES)))
-    for i, name in enumerate(values.get("data", {}).get("ood", [])):
-        if not name.strip():
-            problem(f"data.ood[{i}]", "must not be empty", "a name, a path, or 'set:split'")
+    decision = values.get("evaluate", {}).get("ood_decision")
+    if decision is not None and decision not in OOD_SCORES:
+        problem("evaluate.ood_decision", f"unknown OOD score '{decision}'", nearest(decision, list(OOD_SCORES)))
+    data = values.get("data", {})
+    for key in ("ood", "ood_near", "ood_far"):
+        for i, name in enumerate(data.get(key, [])):
+            if not name.strip():
+                problem(f"data.{key}[{i}]", "must not be empty", "a name, a path, or 'set:split'")
+            elif key == "ood_far" and name in data.get("ood_near", []):
+                problem(f"data.{key}[{i}]", f"'{name}' is also in data.ood_near", "name it in one of them")
     method = values.get("method", {})
     for key in ("targets", "exclude"):
         patterns = method.get(key, [])

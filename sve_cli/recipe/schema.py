@@ -39,7 +39,9 @@ def recipe_schema() -> dict[str, Any]:
     rate = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
     sections["train"]["properties"]["betas"] |= {"minItems": 2, "maxItems": 2, "items": rate}
     sections["evaluate"]["properties"]["ood_scores"]["items"]["enum"] = list(OOD_SCORES)
-    sections["data"]["properties"]["ood"]["items"] |= {"pattern": r"\S"}
+    sections["evaluate"]["properties"]["ood_decision"] |= {"enum": [*OOD_SCORES, None]}
+    for key in ("ood", "ood_near", "ood_far"):
+        sections["data"]["properties"][key]["items"] |= {"pattern": r"\S"}
     method = sections["method"]
     method["properties"]["name"]["enum"] = [*METHODS, *METHOD_ALIASES]
     params = {name: _object(cls) for name, cls in method_params().items()}

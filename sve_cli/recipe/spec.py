@@ -64,11 +64,17 @@ class DataSpec:
     splits: SplitSpec = doc("Names of the splits.", SplitSpec())
     holdout: float = doc("Share of train held out, stratified, when there is no validation split.", 0.1, above=0.0, high=0.5)
     classes: list[str] | None = doc("Keep these classes only, in this order; null: all.", None)
-    ood: list[str] = doc("Out-of-distribution sets: names, paths, or 'set:split'.", [])
+    ood: list[str] = doc("Out-of-distribution sets: names, paths, 'set:split', or held_out_classes (outside data.classes).", [])
+    ood_near: list[str] = doc("Those close to the data; sets that data.ood does not name are added to it.", [])
+    ood_far: list[str] = doc("Those far from the data; sets that data.ood does not name are added to it.", [])
     slices: list[str] = doc("Columns stored beside the predictions (no report splits by them yet).", [])
     limit: int | None = doc("Most training rows, drawn in proportion to the labels; null: all. Test stays whole.", None, low=1)
     augment: Literal["none", "flip", "crop_flip"] = doc("Training augmentation of images.", "none")
     seed: int | None = doc("Seed of hold-out and --limit sampling; null: the recipe's seed.", None, low=0)
+
+    def ood_group(self, name: str) -> str:
+        """The group of an out-of-distribution set: "near", "far" or ""."""
+        return "near" if name in self.ood_near else "far" if name in self.ood_far else ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +149,13 @@ class EvaluateSpec:
     confidence: float = doc("Level of the intervals.", 0.95, above=0.5, high=0.999)
     batch_size: int = doc("Samples per prediction batch.", 128, low=1)
     ood_scores: list[str] = doc("Scores of the OOD tables.", ["max_probability", "entropy", "mutual_information", "energy"])
+    ood_decision: str | None = doc("Score that calls an input out of distribution (`sve predict`); null: none does.", "entropy")
+    ood_keep: float = doc("Share of in-distribution inputs that this keeps.", 0.95, above=0.5, high=0.999)
+    target_risk: float | None = doc(
+        "Highest error rate among answered inputs, which abstaining must hold; null: never abstain.", 0.05, above=0.0, high=0.5
+    )
+    conformal: Literal["lac", "aps", "none"] = doc("Conformal sets: lac (smallest), aps (more even over inputs), none.", "lac")
+    conformal_alpha: float = doc("Share of inputs whose conformal set may miss the right class.", 0.1, above=0.0, high=0.5)
 
 
 @dataclass(frozen=True)

@@ -130,6 +130,17 @@ def histogram_svg(edges: Sequence[float], id_counts: Sequence[float], ood_counts
     return svg(216, label, plot.parts)
 
 
+def roc_svg(id_shares: Sequence[float], ood_shares: Sequence[float], label: str) -> str:
+    """The ROC curve: share of OOD flagged against share of in-distribution samples flagged; the dashed diagonal is chance."""
+    plot = Frame((42, 28, 348, 258), (0, 1), (0, 1))
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    plot.y_axis(ticks, "Share of OOD flagged", ".1f")
+    plot.line((0, 0), (1, 1), "diagonal")
+    plot.path(list(zip(id_shares, ood_shares, strict=True)), "stroke-ood")
+    plot.x_axis(ticks, "Share of in-distribution samples flagged", ".1f")
+    return svg(296, label, plot.parts)
+
+
 def _legend(plot: Frame, entries: Sequence[tuple[str, str]], y: float = 12) -> None:
     x = 4.0
     for style, text in entries:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 
 from sve_cli.errors import SveError
-from sve_cli.render import figures, page, tables
+from sve_cli.render import decisions, figures, page, parts, tables
 from sve_cli.report import OodSet, Report
 
 
@@ -22,8 +22,12 @@ def render_html(report: Report) -> str:
         _intervals_note(report),
         page.section("Further metrics", tables.further_table(report), "sticky", level=3),
         _reliability(report),
+        page.section("Calibration error by number of bins", parts.bins_table(report), "facts", level=3),
+        _slices(report),
+        _classes(report),
         _uncertainty(report),
         _ood(report),
+        _decisions(report),
         _training(report),
         page.section("Parameters", tables.parameter_table(report), "facts"),
         page.section("Definitions", tables.definition_table(report), "words"),
@@ -53,11 +57,24 @@ def _reliability(report: Report) -> str:
     )
 
 
+def _slices(report: Report) -> str:
+    """Only where there is a slice at all."""
+    content, note = parts.slice_table(report), parts.slice_note(report)
+    shown = page.table(content, "Slices", "sticky") if content else ""
+    return f'<h2>Slices</h2>\n{shown}\n<p class="soft">{escape(note)}</p>' if content or note else ""
+
+
+def _classes(report: Report) -> str:
+    note = parts.class_note(report)
+    shown = page.section("Classes", parts.class_table(report), "sticky")
+    return f'{shown}\n<p class="soft">{escape(note)}</p>' if note else shown
+
+
 def _uncertainty(report: Report) -> str:
-    parts, table = tables.split_parts(report), tables.split_table(report)
-    if parts is None or table is None:
+    shares, table = tables.split_parts(report), tables.split_table(report)
+    if shares is None or table is None:
         return ""
-    _, aleatoric, epistemic = parts
+    _, aleatoric, epistemic = shares
     drawing = figures.split_svg(aleatoric.value, epistemic.value, "Aleatoric and epistemic share of the uncertainty")
     return (
         "<h2>Uncertainty</h2>\n"
@@ -70,13 +87,15 @@ def _uncertainty(report: Report) -> str:
 def _ood(report: Report) -> str:
     if not report.ood:
         return ""
-    parts = ["<h2>Out-of-distribution detection</h2>"]
+    blocks = ["<h2>Out-of-distribution detection</h2>"]
+    for title, table in decisions.group_tables(report):
+        blocks.append(f"<h3>{escape(title)}</h3>\n" + page.table(table, title, "sticky"))
     for ood in report.ood:
         sizes = f"{ood.n_id:,} samples in distribution, {ood.n_ood:,} out"
-        parts.append(f'<h3>{escape(ood.name)}</h3>\n<p class="soft">{sizes}</p>')
-        parts.append(page.table(tables.ood_table(ood), f"Out-of-distribution scores on {ood.name}", "sticky"))
-        parts.append(page.figures([_histogram(ood, score) for score in ood.histograms]))
-    return "\n".join(part for part in parts if part)
+        blocks.append(f'<h3>{escape(ood.name)}</h3>\n<p class="soft">{sizes}</p>')
+        blocks.append(page.table(tables.ood_table(ood), f"Out-of-distribution scores on {ood.name}", "sticky"))
+        blocks.append(page.figures([drawn for score in ood.histograms for drawn in (_histogram(ood, score), _roc(ood, score))]))
+    return "\n".join(block for block in blocks if block)
 
 
 def _histogram(ood: OodSet, score: str) -> str:
@@ -89,6 +108,24 @@ def _histogram(ood: OodSet, score: str) -> str:
     detail = f"AUROC {tables.format_metric('auroc_ood', auroc)} %" if auroc else ""
     drawing = figures.histogram_svg(histogram["edges"], histogram["id"], histogram["ood"], f"{name}: in and out of distribution")
     return page.figure(name, detail, drawing)
+
+
+def _roc(ood: OodSet, score: str) -> str:
+    """Nothing for reports made before there were ROC points."""
+    points = ood.histograms[score]
+    if "roc_id" not in points or "roc_ood" not in points:
+        return ""
+    name = tables.score_name(score)
+    drawing = figures.roc_svg(points["roc_id"], points["roc_ood"], f"ROC curve of {name} on {ood.name}")
+    return page.figure(name, "ROC curve", drawing)
+
+
+def _decisions(report: Report) -> str:
+    blocks = ["<h2>Decisions</h2>"] if report.decisions else []
+    for decision in report.decisions:
+        blocks.append(f"<h3>{escape(decision.title)}</h3>\n" + page.bullets(decisions.decision_words(decision)))
+        blocks.append(page.table(decisions.decision_table(decision), decision.title, "facts"))
+    return "\n".join(blocks)
 
 
 def _training(report: Report) -> str:

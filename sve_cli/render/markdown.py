@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from sve_cli.render import tables
+from sve_cli.render import decisions, parts, tables
 from sve_cli.render.tables import Table
 from sve_cli.report import Report
 
@@ -18,12 +18,22 @@ def render_markdown(report: Report) -> str:
     if report.warnings:
         blocks += ["## Warnings", bullets(report.warnings)]
     blocks += ["## Results", table(tables.score_table(report)), section("### Further metrics", tables.further_table(report))]
+    blocks.append(section("### Calibration error by number of bins", parts.bins_table(report)))
+    if content := parts.slice_table(report):
+        blocks += ["## Slices", table(content)]
+    blocks.append(escape(parts.slice_note(report)))
+    blocks += [section("## Classes", parts.class_table(report)), escape(parts.class_note(report))]
     blocks.append(section("## Uncertainty: total = aleatoric + epistemic", tables.split_table(report)))
     if report.ood:
         blocks.append("## Out-of-distribution detection")
+    blocks += [section(f"### {escape(title)}", content) for title, content in decisions.group_tables(report)]
     for ood in report.ood:
         sizes = f"{ood.n_id:,} samples in distribution, {ood.n_ood:,} out."
         blocks += [f"### {escape(ood.name)}", sizes, table(tables.ood_table(ood))]
+    blocks += ["## Decisions"] if report.decisions else []
+    for decision in report.decisions:
+        words = bullets(decisions.decision_words(decision))
+        blocks += [f"### {escape(decision.title)}", words, table(decisions.decision_table(decision))]
     blocks.append(section("## Training", tables.history_table(report)))
     blocks.append(section("## Parameters", tables.parameter_table(report)))
     blocks.append(section("## Definitions", tables.definition_table(report)))

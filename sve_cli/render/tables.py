@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,12 +24,21 @@ _NAMES = {
     "ece_top1_w": "ECE",
     "ece_top1_m": "ECE, equal mass",
     "ece_class_w": "ECE, class-wise",
+    "ece_debiased_w": "Calibration error, debiased",
+    "brier_reliability_w": "Brier: reliability",
+    "brier_resolution_w": "Brier: resolution",
+    "brier_uncertainty": "Brier: uncertainty of the data",
     "mce_top1_w": "Largest bin error",
     "aurc": "AURC",
+    "eaurc": "Excess AURC",
+    "risk_at_80": "Error at 80 % coverage",
+    "risk_at_90": "Error at 90 % coverage",
+    "risk_at_95": "Error at 95 % coverage",
     "nll_soft": "NLL, label distribution",
     "kl_soft": "KL, label distribution",
     "brier_soft": "Brier, label distribution",
     "disagreement": "Disagreement",
+    "variation_ratio_mean": "Variation ratio",
     "entropy_mean": "Total uncertainty",
     "expected_entropy_mean": "Aleatoric uncertainty",
     "mutual_information_mean": "Epistemic uncertainty",
@@ -38,8 +48,16 @@ _NAMES = {
     "fpr95_ood_positive": "FPR95, OOD caught",
     "fpr95_id_positive": "FPR95, ID kept",
 }
-_PERCENT = ("accuracy", "macro_f1", "ece_", "mce_", "auroc_", "aupr_", "fpr95_", "disagreement")
-_FOUR_DIGITS = ("aurc", *SPLIT_METRICS)
+_SCORE_NAMES = {
+    "energy": "Energy, mean of members",
+    "energy_of_mean": "Energy of the mean log-probability",
+    "max_logit": "Max logit, mean of members",
+    "max_logit_of_mean": "Max logit of the mean",
+    "knn": "Nearest neighbours (kNN)",
+    "mahalanobis": "Mahalanobis distance",
+}
+_PERCENT = ("accuracy", "macro_f1", "ece_", "mce_", "auroc_", "aupr_", "fpr95_", "disagreement", "risk_at_", "variation_ratio")
+_FOUR_DIGITS = ("aurc", "eaurc", *SPLIT_METRICS)
 
 _PARAMETER_NAMES = {
     "sigma": "Singular values (Σ), all members",
@@ -67,7 +85,7 @@ class Table:
 
 def _stem(key: str) -> str:
     """A metric key without its number of bins: `ece_top1_w15` -> `ece_top1_w`."""
-    return key.rstrip("0123456789") if key.startswith(("ece_", "mce_")) else key
+    return re.sub(r"(?<=_[wm])\d+$", "", key)
 
 
 def metric_name(key: str) -> str:
@@ -77,7 +95,7 @@ def metric_name(key: str) -> str:
 
 def score_name(key: str) -> str:
     """What people call the OOD score `key`."""
-    return key.replace("_", " ").capitalize()
+    return _SCORE_NAMES.get(key, key.replace("_", " ").capitalize())
 
 
 def is_percent(key: str) -> bool:

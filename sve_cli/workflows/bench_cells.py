@@ -20,7 +20,8 @@ from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 FREE_MEMBERS = ("heads_only", "mc_dropout")
 _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
 RATES = ("train.lr", "train.bias_lr", "train.head_lr")
-_PLACES = ("data.name", "data.splits.train", "data.splits.validation", "data.splits.test", "data.ood")  # these may be paths
+_SETS = ("data.ood", "data.ood_near", "data.ood_far")
+_PLACES = ("data.name", "data.splits.train", "data.splits.validation", "data.splits.test", *_SETS)  # these may be paths
 _NOT_SWEPT = {"seed": "Write --seeds N instead.", "method.name": "Write --methods a,b instead."}
 
 
@@ -128,7 +129,7 @@ def flat(recipe: Recipe) -> dict[str, Any]:
 def local_paths(recipe: Recipe) -> list[str]:
     """Absolute paths that a recipe names."""
     pairs = dict(_leaves(asdict(recipe), ""))
-    named = [pairs["model.name"], *(pairs[key] for key in _PLACES if key != "data.ood"), *pairs["data.ood"]]
+    named = [pairs["model.name"], *(pairs[key] for key in _PLACES if key not in _SETS), *pairs["data.ood"]]
     return [value for value in named if value is not None and Path(value).is_absolute()]
 
 

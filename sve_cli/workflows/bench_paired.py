@@ -44,7 +44,8 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
         try:
             rows[name] = _rows([runs[reference][s] for s in seeds], [found[s] for s in seeds]) | {"seeds": seeds}
         except SveError as error:
-            (log or Silent()).warn(f"{name} is not compared with {reference}: {error.message}")
+            drawn = " With --limit each seed draws rows of its own, unless data.seed is set." if study.limit else ""
+            (log or Silent()).warn(f"{name} is not compared with {reference}: {error.message}{drawn}")
     return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": rows}
 
 

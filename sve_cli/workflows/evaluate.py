@@ -13,8 +13,12 @@ from typing import Any
 
 import torch
 
+from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
+from sve_cli.foreign import open_predictions
+from sve_cli.ood.build import needs_features
+from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.temperature import fit_temperature
 from sve_cli.posthoc.vector import fit_vector, options_vary
@@ -23,21 +27,29 @@ from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
 from sve_cli.registry import RENDERERS
 from sve_cli.report import Report
 from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
-from sve_cli.scoring import data_warnings, headline, score, score_ood
+from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
 from sve_cli.tasks.common import tensor_to
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
 
 VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
+TRAINING_FEATURES = "training_features.safetensors"
 
 
 def evaluate(
-    run: RunDir, log: Log, *, ood: Sequence[str] | None = None, changes: dict[str, Any] | None = None, command: str = ""
+    run: RunDir,
+    log: Log,
+    *,
+    ood: Sequence[str] | None = None,
+    changes: dict[str, Any] | None = None,
+    groups: dict[str, str] | None = None,
+    command: str = "",
 ) -> tuple[Path, Report]:
     """Evaluate a finished run, with the recipe's OOD sets and those given. Predictions already there are not made again.
 
     Args:
         changes: keys of the recipe's `evaluate` section to use instead of the run's.
+        groups: "near" or "far" for OOD sets, besides what the recipe says; sets that are new with it are added.
 
     Raises:
         SveError: an unfinished or changed run, an unknown set, a set of another kind.
@@ -45,14 +57,15 @@ def evaluate(
     check_seal(run.path)
     recipe = run_recipe(run)
     spec = replace(recipe.evaluate, **(changes or {}))
-    names = list(dict.fromkeys([*recipe.data.ood, *(ood or [])]))
-    existing = _finished(run, spec, names)
+    names = list(dict.fromkeys([*recipe.data.ood, *(ood or []), *(groups or {})]))
+    sets = {name: (groups or {}).get(name) or recipe.data.ood_group(name) for name in names}
+    existing = _finished(run, spec, sets)
     if existing is not None:
         return existing, Report.load(existing / "report.json")
     lazy = _Lazy(run, recipe, log)
-    lazy.check_ood(names)
-    report = _evaluate(run, recipe, spec, names, lazy, log, command, None)
-    path = _finished(run, spec, names)
+    lazy.check_ood(names, _with_features(spec))
+    report = _evaluate(run, recipe, spec, sets, lazy, log, command, None)
+    path = _finished(run, spec, sets)
     assert path is not None
     return path, report
 
@@ -69,7 +82,8 @@ def evaluate_session(
     """The first evaluation, with everything still open."""
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
     gap = path_gap(session, ensemble) if training_gap else None
-    return _evaluate(run, session.recipe, spec, list(ood), lazy, session.log, command, gap)
+    sets = {name: session.recipe.data.ood_group(name) for name in ood}
+    return _evaluate(run, session.recipe, spec, sets, lazy, session.log, command, gap)
 
 
 def evaluate_checkpoint(recipe: Recipe, log: Log, ood: Sequence[str] = (), limit: int | None = None) -> Report:
@@ -92,39 +106,50 @@ def evaluate_checkpoint(recipe: Recipe, log: Log, ood: Sequence[str] = (), limit
     return replace(report, warnings=[*report.warnings, *_limited(limit)])
 
 
-def evaluate_predictions(stem: Path, spec: EvaluateSpec, ood: Sequence[Path] = (), seed: int = 0) -> Report:
-    """Score saved predictions; needs no model."""
-    test = Predictions.load(stem)
-    others = [Predictions.load(path) for path in ood]
-    return build_report(f"Predictions {stem.name}", test, others, spec, Posthoc(), None, seed, [])
+def evaluate_predictions(path: Path, spec: EvaluateSpec, ood: Sequence[Path] = (), seed: int = 0) -> Report:
+    """Score saved predictions of this tool or of another one; needs no model."""
+    test, notes = open_predictions(path)
+    others = [open_predictions(other)[0] for other in ood]
+    return build_report(f"Predictions {path.stem}", test, others, spec, Posthoc(), None, seed, notes)
 
 
 def _evaluate(
-    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: list[str], lazy: _Lazy, log: Log, command: str, gap: float | None
+    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, log: Log, command: str, gap: float | None
 ) -> Report:
+    """`ood`: the sets with their groups."""
     folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
     if folder.exists():  # left by a killed evaluation: it has no COMPLETE
         shutil.rmtree(folder)
     store = folder / "predictions"
     store.mkdir(parents=True)
-    wanted = {name: lazy.predictions(name) for name in ("validation", "test", *ood)}
+    features = _with_features(spec)
+    wanted = {name: lazy.predictions(name, features) for name in ("validation", "test", *ood)}
+    training = lazy.training_features() if features else None
     before = lazy.before()
     posthoc = fit_posthoc(wanted["validation"], spec, recipe.seed)
+    calibration = wanted["validation"].subset(split_validation(wanted["validation"].n_samples, recipe.seed)[1])
+    posthoc = fit_decisions(posthoc, calibration, spec, training)
     for name, predictions in wanted.items():
         predictions.save(store / slug(name))
     if before is not None:
         before.save(store / slug(BEFORE))
+    if training is not None:
+        training.save(folder / TRAINING_FEATURES)
     lock = read_json(run.path / "recipe.lock.json")
     title = f"{recipe.method.name}, {recipe.method.members} member{'s' if recipe.method.members > 1 else ''}, on {recipe.data.name}"
     if "transferred_from" in lock:
         title += f", transferred from {lock['transferred_from']['data']}"
-    report = build_report(title, wanted["test"], [wanted[n] for n in ood], spec, posthoc, before, recipe.seed, lock["notes"])
+    others = [wanted[name] for name in ood]
+    report = build_report(
+        title, wanted["test"], others, spec, posthoc, before, recipe.seed, lock["notes"], training, list(ood.values())
+    )
     report = replace(
         report,
         warnings=[
             *report.warnings,
-            *ood_warnings(recipe, ood),
+            *ood_warnings(recipe, list(ood)),
             *_left_out(spec, wanted["validation"]),
+            *cautions(posthoc),
             *_limited(lock["limit"]),
         ],
         history=run.history(),
@@ -138,6 +163,10 @@ def _evaluate(
     files = [str(p.relative_to(folder)) for p in sorted(folder.rglob("*")) if p.is_file()]
     seal(folder, files)
     return report
+
+
+def _with_features(spec: EvaluateSpec) -> bool:
+    return needs_features([*spec.ood_scores, *([spec.ood_decision] if spec.ood_decision else [])])
 
 
 def _left_out(spec: EvaluateSpec, validation: Predictions) -> list[str]:
@@ -167,19 +196,27 @@ def build_report(
     before: Predictions | None,
     seed: int,
     notes: list[str],
+    training: TrainingFeatures | None = None,
+    groups: Sequence[str] = (),
 ) -> Report:
     """Score predictions and put the result in words."""
     rows = score(test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed)
-    tables = score_ood(test, ood, spec, seed)
+    tables = score_ood(test, ood, spec, seed, training, groups)
+    behind = break_down(test, spec, seed)
+    named = dict(zip((table.name for table in tables), ood, strict=True))
     return Report(
         title=title,
-        headline=headline(rows, tables),
+        headline=[*headline(rows, tables), *behind.sentences],
         rows=rows,
         dataset=test.dataset,
         split=test.split,
         n=test.n_samples,
         classes=test.classes,
         ood=tables,
+        decisions=measure_decisions(test, named, posthoc, spec, seed, training),
+        bin_choices=behind.bin_choices,
+        per_class=behind.per_class,
+        slices=behind.slices,
         warnings=data_warnings(test),
         provenance={"notes": notes, "aggregate": spec.aggregate, "environment": environment()},
     )
@@ -208,16 +245,27 @@ class _Lazy:
             self._ensemble = self.session.load_run(self.run)
         return self._ensemble
 
-    def check_ood(self, names: list[str]) -> None:
+    def check_ood(self, names: list[str], features: bool = False) -> None:
         """Refuse or warn before any work: a set of another kind, the training set itself."""
-        new = [name for name in names if self._saved(name) is None]
+        new = [name for name in names if self._saved(name, features) is None]
         if new:
             self.session.check_ood(new)
 
-    def predictions(self, name: str) -> Predictions:
-        """Predictions of the run's ensemble on a split or set."""
-        saved = self._saved(name)
-        return saved if saved is not None else self.session.predict(self.ensemble, name, self.digest)
+    def predictions(self, name: str, features: bool = False) -> Predictions:
+        """Predictions of the run's ensemble on a split or set, with or without features."""
+        saved = self._saved(name, features)
+        if saved is None:
+            return self.session.predict(self.ensemble, name, self.digest, features)
+        return saved if features else replace(saved, features_MNF=None)
+
+    def training_features(self) -> TrainingFeatures:
+        """The state of the scores in feature space: of an earlier evaluation of the run, else made now."""
+        for folder in self.run.evaluations():
+            if (folder / TRAINING_FEATURES).is_file():
+                found = TrainingFeatures.load(folder / TRAINING_FEATURES)
+                if found.model_digest == self.digest:
+                    return found
+        return self.session.training_features(self.ensemble, self.digest)
 
     def before(self) -> Predictions | None:
         """Test predictions of the checkpoint as it was; None when it has no head for these classes."""
@@ -227,17 +275,21 @@ class _Lazy:
         base = self.session.base_ensemble()
         return None if base is None else self.session.predict(base, "test", self.session.digest())
 
-    def _saved(self, name: str) -> Predictions | None:
-        return saved_predictions(self.run, name, self.digest)
+    def _saved(self, name: str, features: bool = False) -> Predictions | None:
+        return saved_predictions(self.run, name, self.digest, features)
 
 
-def saved_predictions(run: RunDir, name: str, model_digest: str) -> Predictions | None:
-    """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest."""
+def saved_predictions(run: RunDir, name: str, model_digest: str, features: bool = False) -> Predictions | None:
+    """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest.
+
+    Args:
+        features: only those that kept features.
+    """
     for folder in run.evaluations():
         stem = folder / "predictions" / slug(name)
         if stem.with_name(stem.name + ".safetensors").is_file():
             found = Predictions.load(stem)
-            if found.model_digest == model_digest:
+            if found.model_digest == model_digest and not (features and found.features_MNF is None):
                 return found
     return None
 
@@ -248,13 +300,14 @@ def slug(name: str) -> str:
     return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: list[str]) -> str:
+def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
     """The folder name of an evaluation: what it depends on, hashed."""
-    content = json.dumps([asdict(spec), ood, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
+    sets = ood if any(ood.values()) else list(ood)
+    content = json.dumps([asdict(spec), sets, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
-def _finished(run: RunDir, spec: EvaluateSpec, ood: list[str]) -> Path | None:
+def _finished(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> Path | None:
     folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
     if not (folder / COMPLETE).is_file():
         return None

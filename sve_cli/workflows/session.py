@@ -22,6 +22,7 @@ from sve_cli.data.sources import split_name
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
+from sve_cli.ood.training_features import TrainingFeatures, rows_kept
 from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import as_predictions, predict_logits
 from sve_cli.predictions import Predictions
@@ -29,6 +30,7 @@ from sve_cli.recipe import Recipe, load_recipe
 from sve_cli.registry import METHODS, TASKS
 from sve_cli.rundir import RunDir, read_json
 from sve_cli.samples import DataSet, Samples
+from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded, Task
 
 MODALITY = {"text_classification": "text", "image_classification": "image", "multiple_choice": "multiple_choice"}
@@ -166,12 +168,26 @@ class Session:
         ensemble.load_trained(state)
         return ensemble
 
-    def predict(self, ensemble: Ensemble, name: str, model_digest: str) -> Predictions:
-        """Predictions of every member on a split or set, with progress."""
+    def predict(self, ensemble: Ensemble, name: str, model_digest: str, keep_features: bool = False) -> Predictions:
+        """Predictions of every member on a split or set, with progress; with their features (M, N, F) if asked for."""
         samples, encoded = self.split(name)
         where = samples.dataset if name not in ("validation", "test", "train") else name
-        logits_MNC, _ = self.outputs(ensemble, encoded, f"Predicting {where}")
-        return as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
+        logits_MNC, features_MNF = self.outputs(ensemble, encoded, f"Predicting {where}", keep_features)
+        found = as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
+        return replace(found, features_MNF=features_MNF)
+
+    def training_features(self, ensemble: Ensemble, model_digest: str) -> TrainingFeatures:
+        """Features of every member on a draw of the training split, keyed by the recipe's seed and bounded in size."""
+        whole = self.data.train
+        if whole is None:
+            raise DataError("The train split was not loaded.")
+        rows = np.arange(len(whole))
+        if len(whole) > (kept := rows_kept(ensemble.n_members, self.backbone.feature_dim)):
+            rows = np.sort(seeded(self.recipe.seed, "training features").choice(len(whole), kept, replace=False))
+        drawn = whole.subset(rows)
+        _, features_MKF = self.outputs(ensemble, self.task.encode(drawn), "Training features of every member", keep_features=True)
+        assert features_MKF is not None
+        return TrainingFeatures(features_MKF, drawn.labels_N, len(whole), model_digest)
 
     def outputs(
         self, ensemble: Ensemble, encoded: Encoded, text: str, keep_features: bool = False

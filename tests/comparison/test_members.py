@@ -126,7 +126,13 @@ def test_without_labels_and_with_one_member(make: Make) -> None:
     system = make(members=2)
     unknown = replace(system, labels_N=np.full(60, -1))
     curves = member_curves(unknown, bootstrap=20)
-    assert {c.key for c in curves} == {"disagreement", "entropy_mean", "expected_entropy_mean", "mutual_information_mean"}
+    assert {c.key for c in curves} == {
+        "disagreement",
+        "variation_ratio_mean",
+        "entropy_mean",
+        "expected_entropy_mean",
+        "mutual_information_mean",
+    }
     assert enough_members(curves) is None
     with pytest.raises(SveError, match="have one member"):
         member_curves(make(members=1))

@@ -230,7 +230,7 @@ def test_labels_and_members_decide_which_metrics_there_are(make: Make) -> None:
     assert rows["nll"].difference == pytest.approx(known["nll"].difference)
     assert (rows["nll"].low, rows["nll"].high) == pytest.approx((known["nll"].low, known["nll"].high))
     none = [replace(system, labels_N=np.full(60, -1)) for system in (a, b)]
-    keys = ["disagreement", "entropy_mean", "expected_entropy_mean", "mutual_information_mean"]
+    keys = ["disagreement", "variation_ratio_mean", "entropy_mean", "expected_entropy_mean", "mutual_information_mean"]
     assert [row.key for row in compare_predictions(*none, **options)] == keys
     with pytest.raises(SveError, match="no metric that both sides have"):
         compare_predictions(*none, metrics=["nll"], **options)

@@ -53,14 +53,25 @@ HAND = {
     # class 1: p .2 .3 .8 0, y 0 1 1 0 -> .2+.7+.2+0 = 1.1
     # class 2: p .1 .2 .1 1, y 0 0 0 1 -> .1+.1 (one bin) +.2+0 = .4
     "ece_class_w15": (0.9 + 1.1 + 0.4) / 4 / 3,
+    "ece_debiased_w15": 0.0,  # every sample is alone in its bin
     "mce_top1_w15": 0.5,
+    # squared gaps as in brier: alone in their bins, but for the two .1 of class 2, which are equal: (-.2)^2 / 2 = .02
+    "brier_reliability_w15": (0.35 + 0.57 + 0.06) / 4,
+    "brier_uncertainty": 3 / 16 + 4 / 16 + 3 / 16,
+    "brier_resolution_w15": 10 / 16,  # every bin holds one outcome only, so all uncertainty is resolved
     # errors by falling confidence 0 0 0 1: risks 0, 0, 0, 1/4
     "aurc": 1 / 16,
+    "eaurc": 0.0,  # the error comes last
+    # the error is the fourth sample: .2, .6 and .8 of it are among the 3.2, 3.6 and 3.8 kept
+    "risk_at_80": 0.2 / 3.2,
+    "risk_at_90": 0.6 / 3.6,
+    "risk_at_95": 0.8 / 3.8,
     "nll_soft": CROSS,
     "kl_soft": CROSS - (math.log(2) + 1.5 * math.log(2)) / 4,
     # .04+.09+.01 = .14; .25+.49+.04 = .78; .0225+.09+.0225 = .135; 0
     "brier_soft": (0.14 + 0.78 + 0.135 + 0.0) / 4,
     "disagreement": 0.0,
+    "variation_ratio_mean": 0.0,
     "entropy_mean": sum(H) / 4,
     "expected_entropy_mean": sum(H) / 4,
     "mutual_information_mean": 0.0,
@@ -103,6 +114,7 @@ def test_disagreement_counts_pairs() -> None:
     # votes 0, 0, 1: of the 3 pairs 2 differ
     members = [[[0.8, 0.2]], [[0.7, 0.3]], [[0.4, 0.6]]]
     assert METRICS.resolve("disagreement").compute(view(members, [0])) == pytest.approx(2 / 3)
+    assert METRICS.resolve("variation_ratio_mean").compute(view(members, [0])) == pytest.approx(1 / 3), "one of three dissents"
 
 
 def test_bin_edges() -> None:
@@ -128,6 +140,33 @@ def test_aurc_ties_spread_the_error() -> None:
     for labels in ([0, 0, 1], [0, 1, 0]):
         v = view([[[0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]], labels)
         assert METRICS.resolve("aurc").compute(v) == pytest.approx((0 + 0.25 + 1 / 3) / 3)
+
+
+def test_debiased_calibration_error() -> None:
+    # both in (.6, .667] and wrong: gaps -.62, -.64. Mean squared .63^2 = .3969; the gap's variance .0002 / 2 samples = .0001.
+    v = view([[[0.62, 0.38], [0.64, 0.36]]], [1, 1])
+    assert METRICS.resolve("ece_debiased_w15").compute(v) == pytest.approx(math.sqrt(0.3968))
+    # gaps +.38, -.64: .0169 - .5202 / 2 is negative
+    assert METRICS.resolve("ece_debiased_w15").compute(view([[[0.62, 0.38], [0.64, 0.36]]], [0, 1])) == 0.0
+
+
+def test_murphys_decomposition() -> None:
+    # class 0: .9 three times (two right), .6 once (wrong). Shares 2/3 and 0, overall 1/2; class 1 is its mirror image.
+    v = view([[[0.9, 0.1], [0.9, 0.1], [0.9, 0.1], [0.6, 0.4]]], [0, 0, 1, 1])
+    reliability, resolution = (3 * (0.9 - 2 / 3) ** 2 + 0.6**2) / 4, (3 * (2 / 3 - 1 / 2) ** 2 + (1 / 2) ** 2) / 4
+    assert METRICS.resolve("brier_reliability_w15").compute(v) == pytest.approx(2 * reliability)
+    assert METRICS.resolve("brier_resolution_w15").compute(v) == pytest.approx(2 * resolution)
+    assert METRICS.resolve("brier_uncertainty").compute(v) == pytest.approx(2 / 4)
+
+
+def test_excess_area_and_risk_at_coverage() -> None:
+    # falling confidence: wrong, right, right, right. Risks 1, 1/2, 1/3, 1/4; at best 0, 0, 0, 1/4.
+    v = view([[[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]], [1, 0, 0, 0])
+    assert METRICS.resolve("eaurc").compute(v) == pytest.approx((1 + 1 / 2 + 1 / 3) / 4)
+    assert METRICS.resolve("risk_at_80").compute(v) == pytest.approx(1 / 3.2)
+    # .9 right; four tied at .6 of which one is wrong: 80 % of 5 are the first and 3/4 of the tie
+    v = view([[[0.9, 0.1], *[[0.6, 0.4]] * 4]], [0, 1, 0, 0, 0])
+    assert METRICS.resolve("risk_at_80").compute(v) == pytest.approx(0.75 / 4)
 
 
 def test_unknown_labels_are_left_out_where_labels_matter() -> None:

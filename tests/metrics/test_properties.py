@@ -92,8 +92,47 @@ def test_sure_and_right_is_perfect() -> None:
     logits = np.array([[[900.0, 0.0], [0.0, 900.0]]], dtype=np.float32)
     view = aggregate(Predictions(logits, np.array([0, 1]), ["a", "b"], ["x", "y"]))
     assert view.confidence_N.tolist() == [1.0, 1.0]
-    for name in ("nll", "brier", "ece_top1_w15", "ece_top1_m15", "ece_class_w15", "mce_top1_w15", "aurc", "entropy_mean"):
+    for name in ("nll", "brier", "ece_top1_w15", "ece_top1_m15", "ece_class_w15", "mce_top1_w15", "aurc", "entropy_mean",
+                 "ece_debiased_w15", "brier_reliability_w15", "eaurc", "risk_at_80", "risk_at_95"):  # fmt: skip
         assert METRICS.resolve(name).compute(view) == 0.0, name
+
+
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_parts_of_the_brier_score_add_up(masked: bool, bins: int) -> None:
+    """Also against Murphy's own parts and the two that Stephenson et al. add, class by class over the samples that have it."""
+    made = masked_predictions(7, n=200)
+    view = aggregate(made if masked else replace(made, mask_NC=None))
+    names = ("brier_reliability_w15", "brier_resolution_w15", "brier_uncertainty", "brier")
+    reliability, resolution, uncertainty, total = (METRICS.resolve(name).compute(view, bins) for name in names)
+    assert reliability - resolution + uncertainty == pytest.approx(total, abs=1e-12)
+    expected = np.zeros(3)
+    for c in range(5):
+        has = view.exists_NC[:, c]
+        p, y = view.probs_NC[has, c], (view.labels_N[has] == c).astype(float)
+        index = np.clip(np.ceil(p * bins) - 1, 0, bins - 1)
+        for b in np.unique(index):
+            pb, yb = p[index == b], y[index == b]
+            within = -np.square(pb - pb.mean()).sum() + 2 * ((yb - yb.mean()) * (pb - pb.mean())).sum()
+            expected[0] += len(pb) * (pb.mean() - yb.mean()) ** 2
+            expected[1] += len(pb) * (yb.mean() - y.mean()) ** 2 + within
+        expected[2] += len(y) * y.mean() * (1 - y.mean())
+    np.testing.assert_allclose([reliability, resolution, uncertainty], expected / 200, atol=1e-12)
+
+
+def test_debiasing_takes_the_bias_away() -> None:
+    """Calibrated data: the squared error before the root and the clip is 0 on average, the plain one is not."""
+    rng = np.random.default_rng(0)
+    plain, debiased = [], []
+    for _ in range(200):
+        confidence = rng.uniform(0.5, 1.0, size=150)
+        logits = np.log(np.stack([confidence, 1 - confidence], axis=1)).astype(np.float32)[None]
+        labels = (rng.random(150) > confidence).astype(np.int64)
+        view = aggregate(Predictions(logits, labels, [str(i) for i in range(150)], ["x", "y"]))
+        plain.append(METRICS.resolve("ece_top1_w15").compute(view))
+        debiased.append(METRICS.resolve("ece_debiased_w15").compute(view))
+    assert np.mean(plain) > 0.06 and np.mean(debiased) < 0.5 * np.mean(plain)
+    assert 0.4 < np.mean(np.array(debiased) == 0.0) < 0.8, "half of the estimates lie below the true value, which is 0"
 
 
 def test_members_log_probs_sum_to_one() -> None:

@@ -102,10 +102,7 @@ def make_report() -> Report:
         n=4500,
         classes=[HOSTILE_CLASS, *(f"intent_{i}" for i in range(149))],
         ood=ood,
-        warnings=[
-            "The test split has 30 samples per class: per-class numbers are coarse.",
-            f"Class '{HOSTILE_CLASS}' has 2 samples in validation.",
-        ],
+        warnings=["The test split has 30 samples per class.", f"Class '{HOSTILE_CLASS}' has 2 samples in validation."],
         history=[
             {"round": 0, "epoch": 1, "train_loss": 2.31, "validation_nll": 0.61, "seconds": 41.2},
             {"round": 0, "epoch": 2, "train_loss": 0.48, "validation_nll": 0.274, "seconds": 40.8},

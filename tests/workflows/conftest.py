@@ -170,6 +170,7 @@ def sve(
     monkeypatch.setenv("SVE_RUNS_DIR", str(tmp_path / "runs"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("SVE_DEBUG", "0")
+    monkeypatch.delenv("COLUMNS", raising=False)  # a narrow terminal would cut tables
     monkeypatch.delenv("SVE_DATA_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
     return Sve(server, capsys, tmp_path)

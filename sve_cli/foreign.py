@@ -1,0 +1,215 @@
+"""Predictions made elsewhere: npz, CSV or parquet -> Predictions. Nothing is unpickled.
+
+Shapes: M members, N samples, C classes.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sve_cli.errors import DataError, SveError
+from sve_cli.predictions import UNKNOWN_LABEL, Predictions
+from sve_cli.registry import nearest
+
+SUFFIXES = (".npz", ".csv", ".parquet")
+TOLERANCE = 1e-3  # a row of probabilities may be off by this much: it is renormalised
+TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
+KINDS = ("probs", "logits", "log_probs")
+HINT = "It needs `probs`, `logits` or `log_probs` of shape (N, C) or (M, N, C), and `labels` (npz) or a `label` column."
+
+
+def open_predictions(path: Path, prob_columns: Sequence[str] = ()) -> tuple[Predictions, list[str]]:
+    """A predictions file of this tool (its stem, .safetensors or .parquet) or of another one (npz, CSV, parquet).
+
+    Raises:
+        SveError: it cannot be read.
+    """
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
+    own = stem.with_name(stem.name + ".safetensors").is_file() and not prob_columns
+    if own or path.suffix not in SUFFIXES:
+        return Predictions.load(stem), []
+    return read_foreign(path, prob_columns)
+
+
+def read_foreign(path: Path, prob_columns: Sequence[str] = ()) -> tuple[Predictions, list[str]]:
+    """Predictions from a file of another tool, and what should be known about them, in sentences.
+
+    npz: `probs`, `logits` or `log_probs`, (N, C) or (M, N, C), `labels`, and perhaps `ids` and `classes`. CSV or parquet: a
+    `label` column, a list column `probs` (or `logits`, `log_probs`) or the columns `prob_columns`, and perhaps an `id` column;
+    further text columns become slices.
+
+    Args:
+        prob_columns: columns with one class's probability each; their names are the classes.
+
+    Raises:
+        SveError: the file, an array or a column is missing or damaged, a number is NaN or infinite, a row is no distribution.
+    """
+    if path.suffix not in SUFFIXES:
+        raise SveError(f"'{path}' is no predictions file that can be read.", f"Use {', '.join(SUFFIXES)}, or one of this tool.")
+    if not path.is_file():
+        raise SveError(f"There is no predictions file at '{path}'.", "Check the path.")
+    if path.suffix == ".npz":
+        if prob_columns:
+            raise SveError("--prob-columns is for CSV and parquet files.", "An npz file holds `probs` or `logits`.")
+        return _from_npz(path)
+    return _from_table(path, prob_columns)
+
+
+def _from_npz(path: Path) -> tuple[Predictions, list[str]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
+    kinds = [kind for kind in KINDS if kind in arrays]
+    if len(kinds) != 1 or "labels" not in arrays:
+        raise DataError(f"'{path}' holds {', '.join(sorted(arrays)) or 'nothing'}.", HINT)
+    values = _numbers(arrays[kinds[0]], path, kinds[0])
+    if values.ndim not in (2, 3) or 0 in values.shape:
+        raise DataError(f"`{kinds[0]}` of '{path}' has shape {values.shape}.", HINT)
+    names = [str(c) for c in arrays["classes"].ravel()] if "classes" in arrays else None
+    ids = [str(i) for i in arrays["ids"].ravel()] if "ids" in arrays else None
+    return _predictions(path, kinds[0], values, arrays["labels"].ravel().tolist(), names, ids, {})
+
+
+def _from_table(path: Path, prob_columns: Sequence[str]) -> tuple[Predictions, list[str]]:
+    columns = _columns(path)
+    if "label" not in columns:
+        raise DataError(f"'{path}' has no column 'label'.", f"Its columns: {', '.join(columns) or 'none'}.")
+    if prob_columns:
+        if missing := [name for name in prob_columns if name not in columns]:
+            raise DataError(f"'{path}' has no column '{missing[0]}'.", nearest(missing[0], list(columns)))
+        kind, names = "probs", list(prob_columns)
+        values = np.stack([_numbers(np.array(columns[name], dtype=object), path, name) for name in prob_columns], axis=1)
+    else:
+        kinds = [kind for kind in KINDS if kind in columns]
+        if len(kinds) != 1:
+            hint = "Name the columns: --prob-columns cat,dog. Or keep one list column 'probs'."
+            raise DataError(f"'{path}' has no single column 'probs', 'logits' or 'log_probs'.", hint)
+        kind, names = kinds[0], []
+        values = _list_column(columns[kind], path, kind)
+    used = {"label", "id", kind, *prob_columns}
+    slices = {
+        name: ["" if v is None else str(v) for v in values_]
+        for name, values_ in columns.items()
+        if name not in used and values_ and all(v is None or isinstance(v, str) for v in values_)
+    }
+    ids = [str(i) for i in columns["id"]] if "id" in columns else None
+    return _predictions(path, kind, values, columns["label"], names or None, ids, slices)
+
+
+def _columns(path: Path) -> dict[str, list[object]]:
+    import pyarrow as pa
+    import pyarrow.csv as pa_csv
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path) if path.suffix == ".parquet" else pa_csv.read_csv(path)
+    except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
+    if not table.num_rows:
+        raise DataError(f"'{path}' has no rows.", HINT)
+    return {name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
+
+
+def _list_column(cells: Sequence[object], path: Path, name: str) -> np.ndarray:
+    """A column of lists, or of their text in a CSV: `[0.1, 0.9]`, commas or spaces."""
+    rows: list[list[object]] = []
+    for i, cell in enumerate(cells):
+        items = cell.strip().strip("[]()").replace(",", " ").replace(";", " ").split() if isinstance(cell, str) else cell
+        if not isinstance(items, list) or not items:
+            raise DataError(f"Row {i + 1} of '{path}' has no list in the column '{name}'.", "Write [0.1, 0.9].")
+        if rows and len(items) != len(rows[0]):
+            raise DataError(f"Row {i + 1} of '{path}' has {len(items)} numbers in '{name}' and row 1 has {len(rows[0])}.")
+        rows.append(items)
+    return _numbers(np.array(rows, dtype=object), path, name)
+
+
+def _numbers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
+    """Float64; the first row with something that is no finite number is named."""
+    try:
+        # None becomes NaN.
+        numbers = values.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise DataError(f"'{name}' of '{path}' holds something that is no number ({error}).") from error
+    if name == "log_probs":
+        numbers = np.where(numbers == -np.inf, np.log(TINY), numbers)
+    bad = ~np.isfinite(numbers)
+    if bad.any():
+        row = int(np.argwhere(bad)[0][-2 if numbers.ndim > 1 else 0])
+        rows = bad.any(axis=tuple(i for i in range(bad.ndim) if i != max(bad.ndim - 2, 0)))
+        raise DataError(
+            f"Row {row + 1} of '{path}' has a value in '{name}' that is NaN, infinite or missing ({int(rows.sum()):,} such rows).",
+            "Mend or remove these rows.",
+        )
+    return numbers
+
+
+def _predictions(
+    path: Path,
+    kind: str,
+    values: np.ndarray,
+    labels: Sequence[object],
+    names: list[str] | None,
+    ids: list[str] | None,
+    slices: dict[str, list[str]],
+) -> tuple[Predictions, list[str]]:
+    values_MNC = values[None] if values.ndim == 2 else values
+    n_classes = values_MNC.shape[2]
+    classes = names or [str(c) for c in range(n_classes)]
+    if len(classes) != n_classes:
+        raise DataError(f"'{path}' names {len(classes)} classes, but has {n_classes} numbers a row.")
+    if ids is not None and len(ids) != values_MNC.shape[1]:
+        raise DataError(f"'{path}' has {len(ids)} ids for {values_MNC.shape[1]} rows.")
+    notes = []
+    if ids is None:
+        ids = [str(i) for i in range(values_MNC.shape[1])]
+        notes.append(f"'{path.name}' has no ids: its rows are numbered, and samples are paired by row.")
+    logits_MNC, zeros = (values_MNC, 0) if kind == "logits" else _log_probs(values_MNC, path, kind)
+    if zeros:
+        notes.append(f"{zeros:,} probabilities are exactly 0: they count as {TINY:g}, so the NLL stays finite.")
+    labels_N = _labels(labels, classes, path)
+    found = Predictions(logits_MNC.astype(np.float32), labels_N, ids, classes, path.stem, "", columns=slices)
+    return found, notes
+
+
+def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarray, int]:
+    """Renormalised log-probabilities in float64, and how many probabilities were 0."""
+    probs_MNC = np.exp(np.minimum(values_MNC, 1.0)) if kind == "log_probs" else values_MNC
+    total_MN = probs_MNC.sum(axis=2)
+    bad_MN = (probs_MNC < 0).any(axis=2) | ~(np.abs(total_MN - 1.0) <= TOLERANCE)
+    if bad_MN.any():
+        member, row = (int(i) for i in np.argwhere(bad_MN)[0])
+        where = f" (member {member})" if len(values_MNC) > 1 else ""
+        raise DataError(
+            f"Row {row + 1}{where} of '{path}' is no distribution: its probabilities sum to {total_MN[member, row]:.6g} "
+            f"({int(bad_MN.any(axis=0).sum()):,} such rows).",
+            "They must be at least 0 and sum to 1 within 0.001. If they are logits, call them `logits`.",
+        )
+    return np.log(np.maximum(probs_MNC / total_MN[:, :, None], TINY)), int((probs_MNC == 0).sum())
+
+
+def _labels(labels: Sequence[object], classes: list[str], path: Path) -> np.ndarray:
+    """Class numbers, from numbers or names; missing and -1 are unknown."""
+    place = {name: i for i, name in enumerate(classes)}
+    found = []
+    for i, label in enumerate(labels):
+        if label is None or label == "":
+            number = UNKNOWN_LABEL
+        elif isinstance(label, str):
+            number = place.get(label, int(label) if label.lstrip("-").isdigit() else -2)
+        elif isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
+            number = int(label)
+        else:
+            number = -2
+        if not UNKNOWN_LABEL <= number < len(classes):
+            raise DataError(
+                f"The label of row {i + 1} of '{path}' is '{label}', which is none of its {len(classes)} classes.",
+                f"Write a number from 0 to {len(classes) - 1}, a class name, or -1 for unknown.",
+            )
+        found.append(number)
+    return np.array(found, dtype=np.int64)

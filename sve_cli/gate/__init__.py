@@ -1,0 +1,48 @@
+"""Gates: what may get how much worse, judged from both sides' predictions. Nothing here opens a model or prints."""
+
+from sve_cli.gate.baseline import BASELINE_SCHEMA, Baseline, differing, load_baseline, make_baseline, metrics_by_key
+from sve_cli.gate.condition import Condition, parse_condition
+from sve_cli.gate.rule import (
+    Against,
+    Alone,
+    Level,
+    alone,
+    judge_condition,
+    judge_limit,
+    judge_worsening,
+    share_level,
+    unpaired,
+)
+from sve_cli.gate.samples import Samples, changed_samples, missing_notes, pair, recomputable, samples_of
+from sve_cli.gate.spec import GateFile, GateSettings, GateSpec, load_gates, parse_gates
+
+__all__ = [
+    "BASELINE_SCHEMA",
+    "Against",
+    "Alone",
+    "Baseline",
+    "Condition",
+    "GateFile",
+    "GateSettings",
+    "GateSpec",
+    "Level",
+    "Samples",
+    "alone",
+    "changed_samples",
+    "differing",
+    "judge_condition",
+    "judge_limit",
+    "judge_worsening",
+    "load_baseline",
+    "load_gates",
+    "make_baseline",
+    "metrics_by_key",
+    "missing_notes",
+    "pair",
+    "parse_condition",
+    "parse_gates",
+    "recomputable",
+    "samples_of",
+    "share_level",
+    "unpaired",
+]

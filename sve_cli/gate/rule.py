@@ -1,0 +1,192 @@
+"""The rules: when a worsening, or a value beyond its limit, is more than chance; and what a sample size can show at all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+from sve_cli.gate.condition import Condition
+from sve_cli.gate.spec import GateSpec
+from sve_cli.metrics.base import Weighted
+from sve_cli.render.tables import format_number, is_percent, metric_name
+from sve_cli.report import Direction
+from sve_cli.statistics import bootstrap_counts, seeded
+from sve_cli.verdict import Check
+
+POWER = 0.8
+ROUNDING = 1e-5  # a worsening smaller than this is arithmetic: another batch size, another machine, a baseline file's digits
+POINTS, SHARE = 0.02, 0.1  # what must not pass unseen by default: 2 points, or a tenth of the baseline's value
+USUAL = 0.45  # standard error of a difference between two trainings, as a share of one side's; see docs/gates.md
+FOLDED = 1.0 / (math.sqrt(2.0) - 1.0)  # a mean of |noise| grows by sqrt(2) when the noise is added twice
+
+
+@dataclass(frozen=True)
+class Level:
+    """`confidence`: of each interval, after it was shared among the comparisons."""
+
+    confidence: float
+
+    def quantile(self, freedom: float = math.inf) -> float:
+        """How many standard errors the interval reaches, by Student's t where there are few degrees of freedom."""
+        p = 0.5 + self.confidence / 2.0
+        return float(ndtri(p) if math.isinf(freedom) else stdtrit(freedom, p))
+
+
+def share_level(confidence: float, comparisons: int) -> Level:
+    """Bonferroni: each of the comparisons gets its part of 1 - confidence."""
+    return Level(1.0 - (1.0 - confidence) / max(comparisons, 1))
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One side's value with what resampling says of it. `bias`: how far resampling moves it up on average, at least 0."""
+
+    value: float
+    error: float
+    bias: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Against:
+    """Both sides' values. `difference`: value - baseline, with its interval and standard error.
+
+    Attributes:
+        changed: on how many samples the two sides differ; None when they are not paired.
+        usual: the standard error of one side alone; bias: the baseline's, see `Alone`.
+    """
+
+    value: float
+    baseline: float
+    low: float
+    high: float
+    error: float
+    n: int
+    changed: int | None
+    usual: float
+    bias: float
+
+    @property
+    def difference(self) -> float:
+        return self.value - self.baseline
+
+
+def alone(function: Weighted, n: int, resamples: int, level: Level, seed: int, limit: int | None = None) -> Alone:
+    """A metric of n samples with the basic bootstrap interval (2 value - quantiles), which takes the bias out once."""
+    value = float(function(np.ones((n, 1)))[0])
+    parts, done, most = [], 0, min(resamples, limit or resamples)
+    for weights_NR in bootstrap_counts(n, most, seeded(seed, "bootstrap")):
+        parts.append(function(weights_NR))
+        done += weights_NR.shape[1]
+    values_R = np.concatenate(parts)
+    tail = (1.0 - level.confidence) / 2.0
+    low, high = (2.0 * value - float(q) for q in np.quantile(values_R, [1.0 - tail, tail]))
+    return Alone(value, float(values_R.std(ddof=1)), max(float(values_R.mean()) - value, 0.0), low, high, n)
+
+
+def unpaired(value: Alone, baseline: float, low: float, high: float, confidence: float, level: Level) -> Against:
+    """Against a report's value alone: the two intervals as if the samples were others, which is wider than paired.
+
+    Args:
+        low, high: the report's interval, at `confidence`.
+    """
+    error = math.hypot(value.error, (high - low) / (2.0 * Level(confidence).quantile()))
+    reach, difference = level.quantile() * error, value.value - baseline
+    return Against(
+        value.value, baseline, difference - reach, difference + reach, error, value.n, None, value.error, value.bias
+    )  # fmt: skip
+
+
+def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Against, level: Level) -> Check:
+    """Fail when the whole interval of the worsening lies beyond the slack.
+
+    The interval is the paired bootstrap's, made at least as wide as Student's with as many degrees of freedom as samples that
+    differ less one: a few flipped samples alone are no evidence. What lies within 1e-5 of the slack does not fail.
+    """
+    sign = -1.0 if direction == "higher" else 1.0
+    worsening = sign * seen.difference + 0.0  # no -0.0
+    low, high = sorted((sign * seen.low + 0.0, sign * seen.high + 0.0))
+    reach = _reach(seen, level)
+    low, high = min(low, worsening - reach), max(high, worsening + reach)
+    slack = max(gate.slack or 0.0, (gate.relative_slack or 0.0) * abs(seen.baseline))
+    metric = key.rpartition(".")[2]
+    detect = gate.detect if gate.detect is not None and gate.detect > slack else slack + _margin(metric, seen.baseline)
+    error = seen.error if seen.changed is None else max(seen.error, USUAL * seen.usual)
+    detectable = slack + (level.quantile() + float(ndtri(POWER))) * error + FOLDED * seen.bias
+    fails = low > slack + ROUNDING
+    shown = amounts(metric)
+    kind = "unpaired" if seen.changed is None else "paired"
+    interval = "too few samples differ for an interval" if math.isinf(low) else f"interval {shown(low)} to {shown(high)}"
+    change = f"worse by {shown(worsening)}" if worsening > 0 else f"better by {shown(-worsening)}" if worsening < 0 else "the same"
+    verb = "all beyond" if fails else "not all beyond"
+    sentence = f"{_label(key)} is {change} ({kind}, {interval}), {verb} the slack of {shown(slack)}."
+    return Check(
+        key, _label(key), "worsening", "fail" if fails else "pass", sentence, direction, seen.value, seen.baseline, worsening,
+        low, high, slack, detectable, detect, seen.n, seen.changed is not None, [],
+    )  # fmt: skip
+
+
+def judge_limit(key: str, direction: Direction, gate: GateSpec, seen: Alone, level: Level) -> Check:
+    """Fail when the whole interval of the value lies beyond the limit."""
+    assert gate.limit is not None
+    metric = key.rpartition(".")[2]
+    shown = amounts(metric)
+    fails = seen.low > gate.limit + ROUNDING if direction == "lower" else seen.high < gate.limit - ROUNDING
+    beyond = seen.value > gate.limit if direction == "lower" else seen.value < gate.limit
+    detect = gate.detect if gate.detect is not None and not gate.compares else _margin(metric, gate.limit)
+    detectable = (level.quantile() + float(ndtri(POWER))) * seen.error
+    where = "all beyond" if fails else "not all beyond" if beyond else "within"
+    sentence = (
+        f"{_label(key)} is {shown(seen.value)} (interval {shown(seen.low)} to {shown(seen.high)}), "
+        f"{where} the limit of {shown(gate.limit)}."
+    )
+    notes = ["The value lies beyond the limit, but by no more than chance allows."] if beyond and not fails else []
+    return Check(
+        key, _label(key), "limit", "fail" if fails else "pass", sentence, direction, seen.value, None, None, seen.low, seen.high,
+        gate.limit, detectable, detect, seen.n, None, notes,
+    )  # fmt: skip
+
+
+def judge_condition(condition: Condition, value: float, direction: Direction, n: int) -> Check:
+    """Fail when the value as it is meets the condition; no interval is asked."""
+    fails = condition.holds(value)
+    wrong_way = {"higher": ">", "lower": "<"}.get(direction) == condition.sign[0]
+    notes = [f"{_label(condition.key)} is better {direction}: this fails when it is good."] if wrong_way else []
+    sentence = f"{condition.key} is {value:.6g}: {'fails' if fails else 'does not fail'} because of '{condition.text}'."
+    return Check(
+        condition.text, _label(condition.key), "condition", "fail" if fails else "pass", sentence, direction, value,
+        allowed=condition.number, n=n, notes=notes,
+    )  # fmt: skip
+
+
+def amounts(metric: str) -> Callable[[float], str]:
+    """How amounts of a metric are written: one digit more than a report, with their unit."""
+    digits = len(format_number(metric, 0.0).partition(".")[2]) + 1
+
+    def shown(value: float) -> str:
+        return f"{100 * value:.{digits}f} %" if is_percent(metric) else f"{value:.{digits}f}"
+
+    return shown
+
+
+def _reach(seen: Against, level: Level) -> float:
+    if seen.error == 0.0:
+        return 0.0
+    if seen.changed is None:
+        return level.quantile() * seen.error
+    return level.quantile(seen.changed - 1) * seen.error if seen.changed > 1 else math.inf
+
+
+def _margin(metric: str, value: float) -> float:
+    return POINTS if is_percent(metric) else SHARE * abs(value)
+
+
+def _label(key: str) -> str:
+    prefix, _, metric = key.rpartition(".")
+    return f"{metric_name(metric)} ({prefix})" if prefix else metric_name(metric)

@@ -1,0 +1,143 @@
+"""Values of metrics with intervals that hold them, from shared bootstrap resamples.
+
+Shapes: N samples, R resamples, B signed gaps. Four cases, because one recipe does not fit all:
+
+- A proportion (accuracy) has Wilson's interval.
+- A norm of signed gaps (calibration errors) is biased upward, in a resample doubly so: the percentile interval of a calibrated
+  model never holds 0, and need not hold the value. Here the gaps seen are scaled by t, the noise is that of the resamples, and
+  the interval holds every t * value that would give the value seen with a probability of at least (1 - confidence) / 2 on each
+  side: a test inverted, with the resamples for its distribution.
+- Other biased numbers: percentiles moved, either against the bias or onto the value.
+- All else: percentiles.
+
+What did not vary in the data could vary elsewhere: see `unseen_share`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.metrics.base import Metric, Norm, Weighted, norm_of
+from sve_cli.report import MetricValue
+from sve_cli.statistics import bootstrap_counts, percentile_interval, seeded, wilson_interval
+
+STEPS = 14  # halvings of the search: 1e-4 of the value
+FLAT = 1e-12  # resamples that differ by less do not differ
+MOST_SCALE = 1e3
+WORK, FEWEST = 50_000_000, 100  # samples times resamples at most, down to this many resamples
+
+
+def measure(
+    view: Aggregated, metrics: Sequence[Metric], bins: int, bootstrap: int, confidence: float, seed: int
+) -> dict[str, MetricValue]:
+    """Values and intervals of metrics over the same samples, by report key; nothing when there are none.
+
+    All share the resamples of `seed`. No interval with `bootstrap` 0, or where none can be said.
+    """
+    if not view.n or not metrics:
+        return {}
+    functions: list[Weighted] = [(metric.parts or metric.prepare)(view, bins) for metric in metrics]
+    resamples = min(bootstrap, max(FEWEST, WORK // view.n))
+    limits = [metric.max_resamples or resamples for metric in metrics]
+    drawn: list[list[np.ndarray]] = [[] for _ in metrics]
+    done = 0
+    for weights_NR in bootstrap_counts(view.n, resamples, seeded(seed, "bootstrap")):
+        for values, function, limit in zip(drawn, functions, limits, strict=True):
+            if (left := limit - done) > 0:
+                values.append(function(np.ascontiguousarray(weights_NR[:, :left])))
+        done += weights_NR.shape[1]
+    known = view.labels_N >= 0
+    one_outcome = bool(known.all()) and len(np.unique(view.correct_N)) == 1
+    found = {}
+    for metric, function, values in zip(metrics, functions, drawn, strict=True):
+        seen = function(np.ones((view.n, 1)))[..., 0]
+        value = float(norm_of(seen, metric.norm)) if metric.parts else float(seen)
+        low, high = None, None
+        if bootstrap:
+            resampled = np.concatenate(values, axis=-1)
+            low, high = interval_of(metric, value, seen, resampled, view.n, confidence, metric.needs_labels and one_outcome)
+        fewer = min(resamples, metric.max_resamples or resamples) < min(bootstrap, metric.max_resamples or bootstrap)
+        note = f" Interval from {resamples} resamples, because there are many samples." if fewer else ""
+        found[metric.key(bins)] = MetricValue(value, view.n, metric.direction, metric.definition(bins) + note, low, high)
+    return found
+
+
+def interval_of(
+    metric: Metric, value: float, seen: np.ndarray, resampled: np.ndarray, n: int, confidence: float, one_outcome: bool
+) -> tuple[float | None, float | None]:
+    """The interval of a metric; it holds the value. (None, None) where nothing varied and the metric has no largest value.
+
+    Args:
+        seen: the value, or the gaps (B,) of a metric with parts.
+        resampled: the same of the resamples, (R,) or (B, R).
+        one_outcome: every prediction was right, or every one wrong, so that the resamples cannot show another outcome.
+    """
+    if metric.interval == "proportion":
+        return wilson_interval(value * n, n, confidence)
+    values_R = norm_of(resampled, metric.norm) if metric.parts else resampled
+    flat = float(np.ptp(values_R)) <= FLAT
+    bottom, top = metric.limits
+    if flat and not math.isfinite(top):
+        return None, None
+    low, high = (value, value) if flat else _interval(metric, value, seen, resampled, values_R, confidence)
+    if (flat or one_outcome) and math.isfinite(top):
+        reach = unseen_share(n, confidence) * (top - max(bottom, 0.0))
+        low, high = min(low, value - reach), max(high, value + reach)
+    return min(max(low, bottom), value), max(min(high, top), value)
+
+
+def _interval(
+    metric: Metric, value: float, seen: np.ndarray, resampled: np.ndarray, values_R: np.ndarray, confidence: float
+) -> tuple[float, float]:
+    if metric.parts:
+        return gaps_interval(seen, resampled, metric.norm, confidence)
+    if metric.interval == "centred_squares":  # for the root of an unbiased square
+        squares_R = np.square(values_R)
+        low, high = percentile_interval(squares_R - squares_R.mean() + value**2, confidence)
+        return math.sqrt(max(low, 0.0)), math.sqrt(max(high, 0.0))
+    low, high = percentile_interval(values_R, confidence)
+    shift = 2.0 * (value - float(values_R.mean())) if metric.interval == "bias_corrected" else 0.0
+    return low + shift, high + shift
+
+
+def gaps_interval(seen_B: np.ndarray, resampled_BR: np.ndarray, norm: Norm, confidence: float) -> tuple[float, float]:
+    """The inverted test of the module's heading: limits of the norm of the true gaps."""
+    noise_BR = resampled_BR - resampled_BR.mean(axis=1, keepdims=True)
+    value, tail = float(norm_of(seen_B, norm)), (1.0 - confidence) / 2.0
+
+    last = resampled_BR.shape[1] - 1
+    ranks = {tail: math.floor(tail * last), 1.0 - tail: math.ceil((1.0 - tail) * last)}
+
+    def quantile(scale: float, share: float) -> float:
+        rank = ranks[share]  # outward, and much faster than an interpolated quantile
+        return float(np.partition(norm_of(scale * seen_B[:, None] + noise_BR, norm), rank)[rank])
+
+    def scaled(scale: float) -> float:
+        return value * scale ** (2 if norm == "squares" else 1)
+
+    low = 0.0
+    if quantile(0.0, 1.0 - tail) < value:
+        low = scaled(_crossing(lambda t: quantile(t, 1.0 - tail) >= value, 0.0, 1.0))
+    if value <= 0.0 or quantile(1.0, tail) > value:
+        return low, value  # already the gaps seen would give more: they are noise for the most part
+    highest = 2.0
+    while highest < MOST_SCALE and quantile(highest, tail) <= value:
+        highest *= 2.0
+    return low, scaled(_crossing(lambda t: quantile(t, tail) > value, highest / 2.0, highest))
+
+
+def _crossing(beyond: Callable[[float], bool], low: float, high: float) -> float:
+    """Where `beyond` turns true between `low` and `high`, by halving."""
+    for _ in range(STEPS):
+        middle = (low + high) / 2.0
+        low, high = (low, middle) if beyond(middle) else (middle, high)
+    return high
+
+
+def unseen_share(n: int, confidence: float) -> float:
+    """Up to this share of samples may behave in a way that none of n did: Wilson's upper limit of 0 out of n (about 3.8 / n)."""
+    return wilson_interval(0, n, confidence)[1]

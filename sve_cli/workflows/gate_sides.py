@@ -1,0 +1,153 @@
+"""Both sides of a gate: what is judged, and what it is compared with, opened from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from sve_cli import gate as gates
+from sve_cli.errors import SveError
+from sve_cli.foreign import open_predictions
+from sve_cli.gate import Baseline, Samples
+from sve_cli.metrics.aggregate import aggregate as aggregate_members
+from sve_cli.posthoc.state import Posthoc
+from sve_cli.posthoc.temperature import Temperature
+from sve_cli.predictions import Predictions
+from sve_cli.recipe import EvaluateSpec
+from sve_cli.report import SCHEMA as REPORT_SCHEMA
+from sve_cli.report import MetricValue, Report
+from sve_cli.rundir import RunDir
+from sve_cli.workflows.compare import open_system
+from sve_cli.workflows.evaluate import build_report
+
+REPORT_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What is gated: test predictions with their report."""
+
+    name: str
+    test: Predictions
+    report: Report
+    aggregate: str = "probs"
+    bins: int = 15
+    confidence: float = REPORT_CONFIDENCE
+    temperature: Temperature | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What it is compared with. At best `test` (predictions), else `samples` (a baseline file), else `values` alone.
+
+    Attributes:
+        values: values by address with intervals at `confidence`.
+        exact: the report keys that `samples` give.
+    """
+
+    name: str
+    test: Predictions | None = None
+    samples: Samples | None = None
+    values: Mapping[str, MetricValue] = field(default_factory=dict)
+    confidence: float = REPORT_CONFIDENCE
+    exact: Sequence[str] = ()
+    temperature: Temperature | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def open_reference(path: Path, prob_columns: Sequence[str] = ()) -> Reference | None:
+    """A run's folder, a predictions file, a baseline file or a report.json; None when nothing is there.
+
+    Raises:
+        SveError: something is there that cannot be used.
+    """
+    if path.suffix == ".json":
+        return _open_json(path) if path.is_file() else None
+    if path.is_dir():
+        system = open_system(path)
+        return Reference(system.name, test=system.test, values=_run_values(path), temperature=system.temperature)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
+    if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
+        return None
+    test, notes = open_predictions(path, prob_columns)
+    return Reference(stem.name, test=test, notes=notes)
+
+
+def _run_values(path: Path) -> Mapping[str, MetricValue]:
+    newest = RunDir.open(path).evaluations()[0]
+    return Report.load(newest / "report.json").addresses()
+
+
+def _open_json(path: Path) -> Reference:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SveError(f"Cannot read the baseline '{path}' ({error}).", "Make it again with: sve gate baseline") from error
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if schema == gates.BASELINE_SCHEMA:
+        found = gates.load_baseline(path, raw)
+        return Reference(path.name, samples=found.samples, values=found.values, confidence=found.confidence, exact=found.paired)
+    if schema == REPORT_SCHEMA:
+        report = Report.load(path)
+        note = (
+            "The baseline is a report alone, without samples: intervals are unpaired and wider. "
+            "A paired comparison needs a baseline file (sve gate baseline) or predictions."
+        )
+        return Reference(path.name, values=report.addresses(), notes=[note])
+    raise SveError(f"'{path}' is neither a baseline file nor a report.", "Make one with: sve gate baseline")
+
+
+def judge_predictions(
+    path: Path, spec: EvaluateSpec, ood: Sequence[Path] = (), seed: int = 0, prob_columns: Sequence[str] = ()
+) -> Judged:
+    """Score a predictions file of this tool or of another one, to be judged; needs no model.
+
+    Raises:
+        SveError: it cannot be read or scored.
+    """
+    test, notes = open_predictions(path, prob_columns)
+    others = [open_predictions(other)[0] for other in ood]
+    report = build_report(f"Predictions {path.stem}", test, others, spec, Posthoc(), None, seed, notes)
+    report = replace(report, warnings=[*report.warnings, *notes])
+    return Judged(path.stem, test, report, spec.aggregate, spec.bins, spec.confidence, None, notes)
+
+
+def judge_run(run: RunDir, evaluation: Path, report: Report, spec: EvaluateSpec) -> Judged:
+    """A finished evaluation of a run, to be judged.
+
+    Raises:
+        SveError: its files cannot be read.
+    """
+    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    test = Predictions.load(evaluation / "predictions" / "test")
+    return Judged(run.path.name, test, report, spec.aggregate, spec.bins, spec.confidence, posthoc.temperature)
+
+
+def baseline_of(judged: Judged) -> Baseline:
+    """The committable baseline of an evaluated side; members' rows are left out.
+
+    Raises:
+        SveError: no labels, or ids that occur twice.
+    """
+    view = aggregate_members(judged.test, judged.aggregate)
+    values = {key: value for key, value in judged.report.addresses().items() if not key.startswith("members.")}
+    return gates.make_baseline(
+        judged.report.title, view, judged.test.ids_N, judged.test.classes, values, dataset=judged.test.dataset,
+        split=judged.test.split, model_digest=judged.test.model_digest, aggregate=judged.aggregate, bins=judged.bins,
+        confidence=judged.confidence,
+    )  # fmt: skip
+
+
+def same_classes(baseline: Predictions, test: Predictions) -> tuple[Predictions, Predictions]:
+    """Where one side has numbers for names, it takes the other's names."""
+    numbers = [str(c) for c in range(test.n_classes)]
+    if baseline.classes == test.classes or baseline.n_classes != test.n_classes:
+        return baseline, test
+    if test.classes == numbers:
+        return baseline, replace(test, classes=baseline.classes)
+    if baseline.classes == numbers:
+        return replace(baseline, classes=test.classes), test
+    return baseline, test

@@ -1,0 +1,106 @@
+"""When a gate fails, and what it says that it can see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sve_cli.gate import (
+    Against,
+    Alone,
+    GateSettings,
+    GateSpec,
+    Level,
+    judge_condition,
+    judge_limit,
+    judge_worsening,
+    metrics_by_key,
+    parse_condition,
+    samples_of,
+    share_level,
+)
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.predictions import Predictions
+from sve_cli.workflows.gate import compare_samples
+
+LEVEL = Level(0.95)
+
+
+def seen(value: float, baseline: float, error: float = 0.002, changed: int | None = 1000) -> Against:
+    reach, d = 1.96 * error, value - baseline
+    return Against(value, baseline, d - reach, d + reach, error, 4500, changed, error, 0.0)
+
+
+def test_the_slack_is_what_the_lower_bound_must_exceed() -> None:
+    gate = GateSpec(slack=0.01)
+    assert judge_worsening("ece_top1_w15", "lower", gate, seen(0.05, 0.03), LEVEL).outcome == "fail"
+    assert judge_worsening("ece_top1_w15", "lower", gate, seen(0.043, 0.03), LEVEL).outcome == "pass"
+    assert judge_worsening("accuracy", "higher", gate, seen(0.88, 0.90), LEVEL).outcome == "fail"
+    better = judge_worsening("accuracy", "higher", gate, seen(0.92, 0.90), LEVEL)
+    assert better.outcome == "pass" and better.worsening == pytest.approx(-0.02) and "better by 2.00 %" in better.sentence
+    relative = judge_worsening("nll", "lower", GateSpec(slack=0.001, relative_slack=0.1), seen(0.42, 0.4), LEVEL)
+    assert relative.allowed == pytest.approx(0.04) and relative.outcome == "pass"
+
+
+def test_few_changed_samples_and_rounding_are_no_evidence() -> None:
+    same = judge_worsening("nll", "lower", GateSpec(slack=0.0), seen(0.400005, 0.4, error=0.0, changed=4500), LEVEL)
+    assert same.outcome == "pass", "5e-6 worse for certain: arithmetic"
+    flips = [judge_worsening("accuracy", "higher", GateSpec(slack=0.0), flipped(k), LEVEL).outcome for k in (1, 4, 8, 12)]
+    assert flips == ["pass", "pass", "fail", "fail"]
+    assert judge_worsening("accuracy", "higher", GateSpec(slack=0.0), flipped(1), LEVEL).low == -math.inf
+
+
+def flipped(k: int) -> Against:
+    """k of 200 samples went from right to wrong, and none the other way."""
+    error = math.sqrt(k) / 200
+    return Against(0.9 - k / 200, 0.9, -k / 200 - 1.96 * error, -k / 200 + 1.96 * error, error, 200, k, 0.02, 0.0)
+
+
+def test_what_can_be_seen() -> None:
+    check = judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.01), seen(0.03, 0.03), LEVEL)
+    assert check.detectable == pytest.approx(0.01 + (1.95996 + 0.84162) * 0.002, rel=1e-4)
+    assert check.detect == pytest.approx(0.03) and not check.blind
+    assert judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.0, detect=0.005), seen(0.03, 0.03), LEVEL).blind
+    same = replace(seen(0.03, 0.03, error=0.0), usual=0.004)
+    again = judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.0), same, LEVEL)
+    assert again.detectable == pytest.approx(2.8016 * 0.45 * 0.004, rel=1e-3), "a re-evaluation does not make it all-seeing"
+
+
+def test_limits_and_conditions() -> None:
+    sure, maybe = Alone(0.06, 0.004, 0.0, 0.052, 0.068, 900), Alone(0.052, 0.004, 0.0, 0.044, 0.06, 900)
+    gate = GateSpec(limit=0.05)
+    assert judge_limit("ece_top1_w15", "lower", gate, sure, LEVEL).outcome == "fail"
+    unsure = judge_limit("ece_top1_w15", "lower", gate, maybe, LEVEL)
+    assert unsure.outcome == "pass" and "no more than chance" in unsure.notes[0]
+    low = Alone(0.8, 0.01, 0.0, 0.78, 0.82, 900)
+    assert judge_limit("accuracy", "higher", GateSpec(limit=0.85), low, LEVEL).outcome == "fail"
+    assert judge_limit("accuracy", "higher", GateSpec(limit=0.75), low, LEVEL).outcome == "pass"
+    assert judge_condition(parse_condition("ece > 0.05"), 0.0501, "lower", 9).outcome == "fail"
+    odd = judge_condition(parse_condition("accuracy > 0.05"), 0.04, "higher", 9)
+    assert odd.outcome == "pass" and "fails when it is good" in odd.notes[0]
+
+
+def test_the_level_is_shared() -> None:
+    assert share_level(0.95, 5).confidence == pytest.approx(0.99) and share_level(0.95, 0).confidence == 0.95
+
+
+def test_behaviour_in_short(make: Callable[..., Predictions]) -> None:
+    """The short form of benchmarks/gate_power.py: 30 pairs without a change, 10 with one of 9 points, 6 too small."""
+    metric = metrics_by_key(15)["ece_top1_w15"]
+
+    def check(n: int, scale: float, k: int) -> tuple[str, bool]:
+        pool = [make(n=1500, scale=s, seed=2 * k + i, noise=1.0) for i, s in enumerate((1.5, scale))]
+        rows = np.random.default_rng(k).permutation(1500)[:n]
+        one, other = (samples_of(aggregate(p.subset(rows)), [str(r) for r in rows], p.classes) for p in pool)
+        settings = GateSettings(bootstrap=100, seed=k)
+        found = compare_samples(one, other, {"ece_top1_w15": metric}, 15, settings, LEVEL)["ece_top1_w15"]
+        judged = judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.0), found, LEVEL)
+        return judged.outcome, judged.blind
+
+    assert sum(check(1200, 1.5, k)[0] == "fail" for k in range(30)) <= 3
+    assert sum(check(1200, 2.2, k)[0] == "fail" for k in range(10)) == 10
+    assert all(check(100, 1.5, k)[1] for k in range(6)), "100 samples cannot show 2 points"

@@ -1,0 +1,88 @@
+"""The parts of `sve bench` by themselves: its processes, and costs that cannot be measured."""
+
+from __future__ import annotations
+
+import multiprocessing
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sve_cli.errors import SveError
+from sve_cli.recipe import load_recipe
+from sve_cli.workflows import bench_costs
+from sve_cli.workflows.bench_cells import Study
+from sve_cli.workflows.bench_worker import Crew, Job
+from sve_cli.workflows.session import Silent
+
+SETTINGS = ["train.epochs=1", "train.batch_size=8", "train.precision=float32", "evaluate.bootstrap=0", "method.members=2"]
+
+
+def job(folder: Path, loaded: Any) -> Job:
+    return Job("train", loaded, folder, 24, 1, "")
+
+
+def test_a_process_that_crashes_or_is_killed_says_so(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SVE_CACHE_DIR", str(shared_cache))
+    with pytest.raises(RuntimeError, match="'broken' crashed"):  # our bug: exit code 1, not 2
+        Crew(Silent()).run(job(tmp_path / "a", None), "broken")
+
+    endless = load_recipe("quickstart", [*SETTINGS, "train.epochs=100000"])
+    for end, saying in (("kill", r"'endless' was ended from outside \(signal 9\)"), ("stop", "'endless' was ended from outside")):
+        log = Silent()
+        crew, errors = Crew(log), []
+
+        def work(crew: Crew = crew, errors: list[Any] = errors, end: str = end) -> None:
+            try:
+                crew.run(job(tmp_path / end, endless), "endless")
+            except SveError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        deadline = time.monotonic() + 100
+        while not any("epoch 1," in line for line in log.lines) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        if end == "stop":
+            crew.stop()
+        else:
+            next(iter(crew._live)).kill()
+        thread.join(60)
+        assert not thread.is_alive()
+        with pytest.raises(SveError, match=saying):
+            raise errors[0]
+    with pytest.raises(SveError, match="was stopped"):
+        crew.run(job(tmp_path / "late", load_recipe("quickstart", SETTINGS)), "late")
+    assert multiprocessing.active_children() == []
+
+
+def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = Study("quickstart", (), ("heads_only", "sve"), 1, {}, (1.0,), tmp_path, tmp_path / "runs")
+    broken = "single"
+
+    def flops(session: Any, recipe: Any) -> dict[str, float]:
+        if recipe.method.name == broken:
+            raise SveError(f"{broken} cannot be counted.")
+        return {"train_flops": {"single": 4.0, "heads_only": 1.0, "sve": 6.0}[recipe.method.name], "predict_flops": 2.0}
+
+    monkeypatch.setattr(bench_costs, "_session", lambda recipe, limit, others: recipe)
+    monkeypatch.setattr(bench_costs, "_flops", flops)
+    monkeypatch.setattr(bench_costs, "_train", lambda session, recipe: 0.5)
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: dict.fromkeys(sessions, 0.1))
+    log = Silent()
+    assert bench_costs.measure_costs(study, log) == {"methods": {}}
+    assert log.lines[-1] == "warning: No costs are shown: they are relative to single."
+    assert bench_costs.read_costs(tmp_path) is None
+
+    broken = "sve"
+    found = bench_costs.measure_costs(study, log)
+    assert log.lines[-1] == "warning: The costs of sve cannot be measured: sve cannot be counted."
+    assert list(found["methods"]) == ["single", "heads_only"] and found["methods"]["heads_only"]["train_flops"] == 0.25
+
+    broken = ""
+    kept = found["methods"]["heads_only"]
+    again = bench_costs.measure_costs(study, log)  # only what is missing, beside single
+    assert again["methods"]["sve"]["train_flops"] == 1.5 and again["methods"]["sve"]["train_flops_absolute"] == 6.0
+    assert again["methods"]["heads_only"] == kept and bench_costs.read_costs(tmp_path) == again

@@ -16,13 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sve_cli.render import decisions, tables
-from sve_cli.report import Report
-
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
     from rich.table import Table as RichTable
     from rich.text import Text
+
+    from sve_cli.report import Report
 
 REPORT_WIDTH = 80
 PLAIN_SECONDS = 10.0
@@ -83,6 +82,8 @@ class Console:
         """A compact summary on stdout, at most 80 columns wide: headline, predictors, OOD sets."""
         if self.json_mode:
             return
+        from sve_cli.render import decisions, tables  # not at the top: `sve --help` shows no report
+
         width = min(self._out.width, REPORT_WIDTH)
         self._out.print(_text(report.title, "bold"), width=width)
         self._out.print(_text(tables.subtitle(report), "dim"), width=width)
@@ -220,6 +221,8 @@ def _rich_table(
 def _summary_table(report: Report) -> RichTable:
     """Predictors with accuracy, NLL, ECE and Brier; intervals beneath the values; many members in one row of ranges."""
     from rich.text import Text
+
+    from sve_cli.render import tables
 
     keys, rows = tables.main_keys(report), tables.ordered_rows(report)
     members = [row for row in rows if row.key.startswith("members.")]

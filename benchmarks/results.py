@@ -2,7 +2,7 @@
 
     python benchmarks/results.py write            renew every marked region of docs/results.md
     python benchmarks/results.py check            exit code 1 when a region does not say what the files say
-    python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/runs/NAME.json
+    python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/kept/NAME.json
 
 A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
 `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
@@ -46,7 +46,7 @@ def keep(folder: str, name: str) -> Path:
         "parameters": report.parameters, "training": report.provenance["training"],
         "environment": report.provenance["environment"],
     }  # fmt: skip
-    path = RESULTS / "runs" / f"{name}.json"
+    path = RESULTS / "kept" / f"{name}.json"
     write_json(path, document)
     return path
 
@@ -64,7 +64,7 @@ def runs_region(names: str) -> str:
     """One row per kept run and one for its temperature-scaled ensemble, and the commands."""
     rows, commands = [], []
     for name in names.split():
-        kept = json.loads((RESULTS / "runs" / f"{name}.json").read_text(encoding="utf-8"))
+        kept = json.loads((RESULTS / "kept" / f"{name}.json").read_text(encoding="utf-8"))
         values = kept["values"]
         ece = next(k for k in values if k.startswith("ece_top1_w"))
         ood = [k for k in values if k.startswith("ood.") and k.endswith(".entropy.auroc_ood")]
@@ -78,13 +78,13 @@ def runs_region(names: str) -> str:
                          number(values, f"{prefix}brier", 1, 4), sets, "" if prefix else minutes])  # fmt: skip
         commands.append(kept["command"])
     heads = ["run", "accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "training min"]
-    files = ", ".join(f"`benchmarks/results/runs/{name}.json`" for name in names.split())
+    files = ", ".join(f"`benchmarks/results/kept/{name}.json`" for name in names.split())
     return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n" + "\n".join(commands) + "\n```\n"
 
 
 def ood_region(name: str) -> str:
     """AUROC of every OOD set and score of one kept run."""
-    values = json.loads((RESULTS / "runs" / f"{name}.json").read_text(encoding="utf-8"))["values"]
+    values = json.loads((RESULTS / "kept" / f"{name}.json").read_text(encoding="utf-8"))["values"]
     found = [k.split(".") for k in values if k.startswith("ood.") and k.endswith(".auroc_ood")]
     scores = list(dict.fromkeys(parts[2] for parts in found))
     rows = [[s, *(number(values, f"ood.{s}.{k}.auroc_ood", 100, 1) for k in scores)] for s in dict.fromkeys(p[1] for p in found)]

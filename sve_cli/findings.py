@@ -5,10 +5,10 @@ A is the reference and B what is compared with it. All numbers are plain (0.95, 
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from sve_cli.json_text import to_json
 
 COMPARISON_SCHEMA = "sve-comparison/1"
 MEMBERS_SCHEMA = "sve-members/1"
@@ -109,7 +109,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """The JSON document."""
-        return _json(self.document())
+        return to_json(self.document())
 
 
 @dataclass(frozen=True)
@@ -167,16 +167,4 @@ class MemberCurves:
 
     def to_json(self) -> str:
         """The JSON document."""
-        return _json(asdict(self))
-
-
-def _json(document: dict[str, Any]) -> str:
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return to_json(asdict(self))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sve_cli.errors import SveError
+from sve_cli.json_text import to_json
 
 SCHEMA = "sve-report/1"
 Direction = Literal["higher", "lower", "none"]
@@ -224,7 +225,7 @@ class Report:
 
     def to_json(self) -> str:
         """The JSON document; numbers that are not finite become null (JSON has no NaN)."""
-        return json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False) + "\n"
+        return to_json(asdict(self))
 
     @staticmethod
     def load(path: Path) -> Report:
@@ -267,13 +268,3 @@ def _metrics(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
         name: MetricValue(**{**value, "value": math.nan if value["value"] is None else value["value"]})
         for name, value in raw.items()
     }
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value

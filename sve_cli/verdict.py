@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+from sve_cli.json_text import finite, to_json
 
 VERDICT_SCHEMA = "sve-gate/1"
 Rule = Literal["worsening", "limit", "condition"]
@@ -98,16 +98,8 @@ class Verdict:
         found = asdict(self) | {"passed": self.passed, "sentence": self.sentence}
         for check, shown in zip(self.checks, found["checks"], strict=True):
             shown["blind"] = check.blind
-        return dict(_finite(found))
+        return dict(finite(found))
 
     def to_json(self) -> str:
         """The JSON document."""
-        return json.dumps(self.document(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+        return to_json(self.document())

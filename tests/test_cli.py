@@ -34,14 +34,14 @@ def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
 
 def test_help_takes_under_a_third_of_a_second() -> None:
     seconds = []
-    for _ in range(5):  # the best of five: what others do on the machine is not ours
+    for _ in range(3):  # the best of three: what others do on the machine is not ours
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-m", "sve_cli.cli", "--help"], capture_output=True, text=True, check=False)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and done.stderr == ""
         assert all(name in done.stdout for name in ("decompose", "train", "evaluate", "ood", "export", "recipes"))
-    assert min(seconds) < 1 / 3, seconds
+    assert min(seconds) < 0.3, seconds
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,11 +1,10 @@
-"""JSON documents of a benchmark: written without NaN and without folders of this machine, read with every field checked."""
+"""JSON documents of a benchmark: without folders of this machine, and read with every field checked."""
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from types import UnionType
@@ -77,16 +76,3 @@ def damaged(path: Path, key: str) -> SveError:
     return SveError(
         f"'{path}' is damaged: {key} is missing or is not what it should be.", "Remove it, and it will be measured again."
     )
-
-
-def to_json(document: Any) -> str:
-    """A JSON document; numbers that are not finite become null (JSON has no NaN)."""
-    return json.dumps(_finite(document), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, Iterable) and not isinstance(value, str) else value

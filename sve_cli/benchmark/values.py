@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark.documents import checked, damaged, read_document, to_json, without_folders
+from sve_cli.benchmark.documents import checked, damaged, read_document, without_folders
 from sve_cli.errors import SveError
+from sve_cli.json_text import to_json
 
 CELL_SCHEMA = "sve-bench-cell/1"
 GRID_SCHEMA = "sve-bench-grid/1"

@@ -89,6 +89,14 @@ def digest(recipe: Recipe) -> str:
     return hashlib.sha256(json.dumps(asdict(recipe), sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
+def learning_rate(recipe: Recipe) -> float:
+    """The rate of the method's own parameters: the recipe's, else the method's default."""
+    if recipe.train.lr is not None:
+        return recipe.train.lr
+    method = METHODS.resolve(recipe.method.name)
+    return float(method.default_lr(method.Params(**recipe.method.params)))
+
+
 class _Dumper(yaml.SafeDumper):
     """Quotes text that this loader, which is not PyYAML's, would read as something else (`1e-3`)."""
 

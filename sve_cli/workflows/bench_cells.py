@@ -13,7 +13,7 @@ from typing import Any
 
 from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import SveError
-from sve_cli.recipe import LoadedRecipe, Recipe, digest, load_recipe, resolve_dict
+from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 
 # Members of these cost nothing in training, so that their learning rates are searched with all of them.
@@ -114,9 +114,7 @@ def _scaled(recipe: Recipe, factor: float) -> Recipe:
 
 def rates_of(recipe: Recipe) -> dict[str, float | None]:
     """The learning rates a recipe trains with; bias_lr None: a tenth of lr."""
-    method = METHODS.resolve(recipe.method.name)
-    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
-    return {"lr": lr, "bias_lr": recipe.train.bias_lr, "head_lr": recipe.train.head_lr}
+    return {"lr": learning_rate(recipe), "bias_lr": recipe.train.bias_lr, "head_lr": recipe.train.head_lr}
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

@@ -20,8 +20,7 @@ from sve_cli import training
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import SveError
 from sve_cli.prediction import predict_logits
-from sve_cli.recipe import LoadedRecipe, Recipe, digest, to_yaml
-from sve_cli.registry import METHODS
+from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, to_yaml
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
 from sve_cli.tasks.common import Encoded
@@ -189,24 +188,21 @@ def _trainer(
     recipe = session.recipe
     _, train_split = session.split("train")
     validation = session.selection_half()
-    method = METHODS.resolve(recipe.method.name)
-    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
     if train_split.n_shortened:
         log.say(f"{train_split.n_shortened} of {len(train_split)} training inputs are shortened to the longest length.")
 
     watcher = loop_log or LoopLog(None, log, advance, 0)
-    frozen = ensemble.shares_features and not train_split.augments  # nothing before the heads changes: compute it once
     return training.Trainer(
         ensemble,
         train_split,
         validation,
         _validator(session, ensemble, validation),
         recipe.train,
-        lr,
+        learning_rate(recipe),
         recipe.seed,
         watcher,
         checkpointer,
-        (lambda: _features(session, ensemble, train_split)) if frozen else None,
+        _frozen_features(session, ensemble, train_split),
     )
 
 
@@ -216,6 +212,12 @@ def _features(session: Session, ensemble: Ensemble, rows: Encoded) -> np.ndarray
     found = predict_logits(ensemble, rows, batch, [0], session.device, keep_features=True)[1]
     assert found is not None
     return found[0]
+
+
+def _frozen_features(session: Session, ensemble: Ensemble, rows: Encoded) -> Callable[[], np.ndarray] | None:
+    """What computes the features once where nothing before the heads changes; None: every step passes the network."""
+    frozen = ensemble.shares_features and not rows.augments
+    return (lambda: _features(session, ensemble, rows)) if frozen else None
 
 
 def _validator(session: Session, ensemble: Ensemble, rows: Encoded) -> training.Validate:
@@ -237,13 +239,10 @@ def _validator(session: Session, ensemble: Ensemble, rows: Encoded) -> training.
 def trainer_for(session: Session, ensemble: Ensemble, rows: Encoded) -> training.Trainer:
     """The loop over these rows as `train` would run it, without validation, checkpoints or log: what costs are measured on."""
     recipe = session.recipe
-    method = METHODS.resolve(recipe.method.name)
-    lr = recipe.train.lr if recipe.train.lr is not None else method.default_lr(method.Params(**recipe.method.params))
-
-    frozen = ensemble.shares_features and not rows.augments
     watcher = LoopLog(None, Silent(), lambda n, t: None, 0)
     nothing = training.Checkpointer(lambda tensors, meta: None)
-    features = (lambda: _features(session, ensemble, rows)) if frozen else None
+    features = _frozen_features(session, ensemble, rows)
+    lr = learning_rate(recipe)
     return training.Trainer(ensemble, rows, None, lambda m: np.zeros(0), recipe.train, lr, recipe.seed, watcher, nothing, features)
 
 

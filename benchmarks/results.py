@@ -96,7 +96,7 @@ def tuning_region(name: str) -> str:
     """Validation NLL of every variant of one tuning file, best first."""
     kept = json.loads((RESULTS / "tuning" / f"{name}.json").read_text(encoding="utf-8"))
     found = sorted(kept["variants"], key=lambda v: v["validation_nll"])
-    rows = [[f"`{v['overrides']}`", f"{v['validation_nll']:.4f}"] for v in found]
+    rows = [[v["overrides"], f"{v['validation_nll']:.4f}"] for v in found]
     file = f"benchmarks/results/tuning/{name}.json"
     return f"{markdown.table(Table(['variant', 'validation NLL'], rows))}\n\nFrom `{file}`:\n\n```\n{kept['command']}\n```\n"
 

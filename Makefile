@@ -13,7 +13,7 @@ OUT    ?= runs/quickstart
 
 QUICKSTART_TRAIN    ?= $(BIN)/sve train quickstart --out $(OUT) --overwrite
 PROOF_TRAIN         ?= $(BIN)/sve train quickstart model.random_init=true --out $(OUT)-proof --overwrite
-BENCH               ?= $(BIN)/python -m benchmarks
+BENCH               ?= $(BIN)/python -m benchmarks.speed --short
 PYTEST_ARGS         ?=
 
 .DEFAULT_GOAL := help

@@ -1,8 +1,9 @@
 """How often the gate fails without and with a true worsening: python benchmarks/gate_power.py [--pairs N] [--out FILE]
 
 A pair is a model and its retraining: two noisy copies of a recorded network's log-probabilities on the same fresh samples, so
-that about 3 % of the predictions differ. The second copy is made more over-confident by a temperature whose true worsening is
-measured on the whole population (20 copies of all recorded samples). Without SVE_DATA_DIR the records are made up.
+that about 3 % of the predictions differ. The second copy is made more over-confident by a temperature that is found by bisection
+so that its true worsening, measured on the whole population (40 copies of all recorded samples), is the one asked for. Without
+SVE_DATA_DIR the records are made up.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from sve_cli.workflows.gate import compare_samples
 
 KEY, BINS = "ece_top1_w15", 15
 RECORDS = "cifar10_wideresnet-16-4"
+COPIES = 40  # of every recorded sample: the population
 NOISE = 1.0  # standard deviation of the retraining's noise on every log-probability
 POINTS = 0.02
 STEPS = (0.0, 0.005, 0.01, 0.015, POINTS)
@@ -75,8 +77,8 @@ def copy(logits_NC: np.ndarray, labels_N: np.ndarray, scale: float, rng: np.rand
     )  # fmt: skip
 
 
-def true_ece(logits_NC: np.ndarray, labels_N: np.ndarray, scale: float, copies: int = 20) -> float:
-    """The calibration error of the population: 20 copies of every recorded sample."""
+def true_ece(logits_NC: np.ndarray, labels_N: np.ndarray, scale: float, copies: int = COPIES) -> float:
+    """The calibration error of the population: noisy copies of every recorded sample."""
     rng, gaps_B, n = np.random.default_rng(1), np.zeros(BINS), 0
     for _ in range(copies):
         made = copy(logits_NC, labels_N, scale, rng)
@@ -88,11 +90,13 @@ def true_ece(logits_NC: np.ndarray, labels_N: np.ndarray, scale: float, copies: 
 
 def scale_for(logits_NC: np.ndarray, labels_N: np.ndarray, start: float, worsening: float) -> float:
     """The scale above `start` whose calibration error is so much larger, by bisection."""
-    target = true_ece(logits_NC, labels_N, start, 8) + worsening
-    low, high = start, 4.0 * start
+    target = true_ece(logits_NC, labels_N, start) + worsening
+    low, high = start, 2.0 * start
+    while true_ece(logits_NC, labels_N, high) < target:
+        low, high = high, 2.0 * high
     for _ in range(12):
         middle = (low + high) / 2.0
-        low, high = (middle, high) if true_ece(logits_NC, labels_N, middle, 8) < target else (low, middle)
+        low, high = (middle, high) if true_ece(logits_NC, labels_N, middle) < target else (low, middle)
     return (low + high) / 2.0
 
 

@@ -23,10 +23,12 @@ from sve_cli.commands.diversity import diversity
 from sve_cli.commands.evaluate import evaluate
 from sve_cli.commands.export import export
 from sve_cli.commands.gate import gate_app
+from sve_cli.commands.init import init_app
 from sve_cli.commands.members import members
 from sve_cli.commands.ood import ood
 from sve_cli.commands.predict import predict
 from sve_cli.commands.recipes import recipes_app
+from sve_cli.commands.shift import shift
 from sve_cli.commands.train import train
 from sve_cli.commands.transfer import transfer
 from sve_cli.console import Console
@@ -49,6 +51,7 @@ app.command()(decompose)
 app.command()(train)
 app.command()(evaluate)
 app.command()(ood)
+app.command()(shift)
 app.command()(predict)
 app.command()(diversity)
 app.command()(transfer)
@@ -58,6 +61,7 @@ app.command()(export)
 app.command()(bench)
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(gate_app, name="gate")
+app.add_typer(init_app, name="init")
 
 
 def _version(value: bool) -> None:
@@ -121,7 +125,7 @@ def _interrupted(console: Console, arguments: list[str]) -> int:
 
 
 def _resume_hint(arguments: list[str]) -> str:
-    if "bench" in arguments:
+    if "bench" in arguments or "shift" in arguments:
         return "What is finished is kept: the same command goes on from there."
     training = "train" in arguments and "--dry-run" not in arguments
     return "A training run that had begun goes on with: sve train --resume" if training else ""

@@ -82,7 +82,7 @@ class Console:
         """A compact summary on stdout, at most 80 columns wide: headline, predictors, OOD sets."""
         if self.json_mode:
             return
-        from sve_cli.render import decisions, tables  # not at the top: `sve --help` shows no report
+        from sve_cli.render import decisions, diagnosis, sparkline, tables  # not at the top: `sve --help` shows no report
 
         width = min(self._out.width, REPORT_WIDTH)
         self._out.print(_text(report.title, "bold"), width=width)
@@ -91,8 +91,13 @@ class Console:
             self._out.print(_text(sentence, "" if i else "bold"), width=width)
         for warning in report.warnings:
             self._out.print(_text(f"warning: {warning}", "yellow"), width=width)
+        failed = any(signature.found for signature in report.diagnosis)
+        for sentence in diagnosis.found_sentences(report):
+            self._out.print(_text(f"diagnosis: {sentence}", "yellow" if failed else "dim"), width=width)
         self._out.print()
         self._out.print(_summary_table(report), width=width)
+        for line in sparkline.spark_lines(report) if _draws_blocks() else []:
+            self._out.print(_text(line, "dim"), width=width)
         for ood in report.ood:
             shown = tables.ood_table(ood)
             # Values only: with their intervals five columns do not fit. The Markdown and HTML views have them.
@@ -177,6 +182,11 @@ def _wants_bar() -> bool:
     """A bar only where it can be redrawn and somebody looks."""
     quiet = os.environ.get("CI") or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
     return sys.stderr.isatty() and not quiet
+
+
+def _draws_blocks() -> bool:
+    """Small charts only where somebody looks and the stream can write them."""
+    return sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
 
 
 def _rich_console(to_stderr: bool) -> RichConsole:

@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from sve_cli.backbone import Backbone, Head, Inputs, LinearView, replace_module
+from sve_cli.backbone import Backbone, Head, Inputs, Late, LinearView, replace_module
 from sve_cli.errors import CheckpointError, NotExportable, SveError
 
 Role = Literal["sigma", "lora", "scale", "bias", "norm", "head", "backbone"]
@@ -64,6 +64,7 @@ class MemberLinear(nn.Module):
     """A matrix layer with one version per member. Methods implement `forward_MNI` and `merged`."""
 
     weight_OI: Tensor
+    uses_factors = False  # whether it computes in the basis of the decomposition
 
     def __init__(self, view: LinearView, context: MemberContext) -> None:
         super().__init__()
@@ -85,6 +86,14 @@ class MemberLinear(nn.Module):
     def merged(self, member: int) -> tuple[Tensor, Tensor | None]:
         """The defined matrix (O, I), float32, and bias of one member."""
         raise NotImplementedError
+
+    def change(self, member: int, z_I: Tensor) -> Tensor:
+        """(W_m - W) z of one member, float64 (O,): what this layer adds to the checkpoint's, seen along one vector."""
+        return (self.merged(member)[0].double() - self.weight_OI.double()) @ z_I.double()
+
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """(left_OR, right_RI, size_R) of one member: W_m - W = left @ right, orthogonal directions of these sizes; None: not so."""
+        return None
 
     def merge(self, member: int | None) -> None:
         """Compute as one plain member from now on; None: as the ensemble again."""
@@ -144,6 +153,7 @@ class Ensemble(nn.Module):
     """
 
     shares_features = False
+    late: Late | None = None  # where it is a dictionary, plain networks get their matrices when they are written (see Writing)
 
     def __init__(
         self,
@@ -276,10 +286,16 @@ class Ensemble(nn.Module):
         return network
 
     def _write_plain(self, network: nn.Module, merged: Callable[[MemberLinear], tuple[Tensor, Tensor | None]]) -> None:
+        own = self.backbone.own_classifier(network)  # its rows may become a head, so its weights are needed at once
         for linear in self.member_linears():
             weight_OI, bias = merged(linear)
             module = network.get_submodule(linear.view.name)
-            module.weight = nn.Parameter(linear.view.to_native(weight_OI), requires_grad=False)
+            native = linear.view.to_native(weight_OI)
+            if self.late is not None and all(module is not m for m in own):
+                module.weight = nn.Parameter(torch.empty_like(native, device="meta"), requires_grad=False)
+                self.late[id(module.weight)] = lambda linear=linear: linear.view.to_native(merged(linear)[0])  # type: ignore[misc]
+            else:
+                module.weight = nn.Parameter(native, requires_grad=False)
             if bias is not None:
                 module.bias = nn.Parameter(bias.clone(), requires_grad=False)
 

@@ -17,6 +17,7 @@ from sve_cli.registry import nearest
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 TOLERANCE = 1e-3  # a row of probabilities may be off by this much: it is renormalised
+BLOCK = 200_000  # numbers that are worked on at a time
 TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
 KINDS = ("probs", "logits", "log_probs")
 HINT = "It needs `probs`, `logits` or `log_probs` of shape (N, C) or (M, N, C), and `labels` (npz) or a `label` column."
@@ -68,7 +69,7 @@ def _from_npz(path: Path) -> tuple[Predictions, list[str]]:
     kinds = [kind for kind in KINDS if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
         raise DataError(f"'{path}' holds {', '.join(sorted(arrays)) or 'nothing'}.", HINT)
-    values = _numbers(arrays[kinds[0]], path, kinds[0])
+    values = _numbers(arrays.pop(kinds[0]), path, kinds[0])
     if values.ndim not in (2, 3) or 0 in values.shape:
         raise DataError(f"`{kinds[0]}` of '{path}' has shape {values.shape}.", HINT)
     names = [str(c) for c in arrays["classes"].ravel()] if "classes" in arrays else None
@@ -130,16 +131,17 @@ def _list_column(cells: Sequence[object], path: Path, name: str) -> np.ndarray:
 
 
 def _numbers(values: np.ndarray, path: Path, name: str) -> np.ndarray:
-    """Float64; the first row with something that is no finite number is named."""
+    """Floats as they are, all else as float64; the first row with something that is no finite number is named."""
     try:
         # None becomes NaN.
-        numbers = values.astype(np.float64)
+        numbers = values if values.dtype in (np.float32, np.float64) else values.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise DataError(f"'{name}' of '{path}' holds something that is no number ({error}).") from error
-    if name == "log_probs":
-        numbers = np.where(numbers == -np.inf, np.log(TINY), numbers)
-    bad = ~np.isfinite(numbers)
-    if bad.any():
+    if name == "log_probs" and np.isneginf(numbers.min(initial=0.0)):
+        numbers = np.where(numbers == -np.inf, numbers.dtype.type(np.log(TINY)), numbers)
+    # The smallest and the largest number say whether one is not finite, without a mask of all of them.
+    if not np.isfinite([numbers.min(initial=0.0), numbers.max(initial=0.0)]).all():
+        bad = ~np.isfinite(numbers)
         row = int(np.argwhere(bad)[0][-2 if numbers.ndim > 1 else 0])
         rows = bad.any(axis=tuple(i for i in range(bad.ndim) if i != max(bad.ndim - 2, 0)))
         raise DataError(
@@ -170,18 +172,29 @@ def _predictions(
         ids = [str(i) for i in range(values_MNC.shape[1])]
         notes.append(f"'{path.name}' has no ids: its rows are numbered, and samples are paired by row.")
     logits_MNC, zeros = (values_MNC, 0) if kind == "logits" else _log_probs(values_MNC, path, kind)
+    del values, values_MNC
     if zeros:
         notes.append(f"{zeros:,} probabilities are exactly 0: they count as {TINY:g}, so the NLL stays finite.")
     labels_N = _labels(labels, classes, path)
-    found = Predictions(logits_MNC.astype(np.float32), labels_N, ids, classes, path.stem, "", columns=slices)
+    found = Predictions(logits_MNC.astype(np.float32, copy=False), labels_N, ids, classes, path.stem, "", columns=slices)
     return found, notes
 
 
 def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarray, int]:
-    """Renormalised log-probabilities in float64, and how many probabilities were 0."""
-    probs_MNC = np.exp(np.minimum(values_MNC, 1.0)) if kind == "log_probs" else values_MNC
-    total_MN = probs_MNC.sum(axis=2)
-    bad_MN = (probs_MNC < 0).any(axis=2) | ~(np.abs(total_MN - 1.0) <= TOLERANCE)
+    """Renormalised log-probabilities in float32, and how many probabilities were 0; computed in float64, some rows at a time."""
+    members, n, width = values_MNC.shape
+    log_probs_MNC, total_MN = np.empty(values_MNC.shape, dtype=np.float32), np.empty((members, n))
+    bad_MN, zeros = np.zeros((members, n), dtype=bool), 0
+    step = max(BLOCK // (members * width), 1)
+    for rows in (slice(start, start + step) for start in range(0, n, step)):
+        probs_MBC = values_MNC[:, rows].astype(np.float64)
+        if kind == "log_probs":
+            probs_MBC = np.exp(np.minimum(probs_MBC, 1.0))
+        total_MN[:, rows] = probs_MBC.sum(axis=2)
+        bad_MN[:, rows] = (probs_MBC < 0).any(axis=2) | ~(np.abs(total_MN[:, rows] - 1.0) <= TOLERANCE)
+        if not bad_MN[:, rows].any():
+            zeros += int((probs_MBC == 0).sum())
+            log_probs_MNC[:, rows] = np.log(np.maximum(probs_MBC / total_MN[:, rows, None], TINY))
     if bad_MN.any():
         member, row = (int(i) for i in np.argwhere(bad_MN)[0])
         where = f" (member {member})" if len(values_MNC) > 1 else ""
@@ -190,7 +203,7 @@ def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarra
             f"({int(bad_MN.any(axis=0).sum()):,} such rows).",
             "They must be at least 0 and sum to 1 within 0.001. If they are logits, call them `logits`.",
         )
-    return np.log(np.maximum(probs_MNC / total_MN[:, :, None], TINY)), int((probs_MNC == 0).sum())
+    return log_probs_MNC, zeros
 
 
 def _labels(labels: Sequence[object], classes: list[str], path: Path) -> np.ndarray:

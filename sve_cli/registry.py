@@ -138,11 +138,42 @@ OOD_SCORES = Registry(
     },
 )
 
+CORRUPTIONS = Registry(
+    "corruption",
+    {
+        "gaussian_noise": "sve_cli.corruptions.gaussian_noise:gaussian_noise",
+        "shot_noise": "sve_cli.corruptions.shot_noise:shot_noise",
+        "gaussian_blur": "sve_cli.corruptions.gaussian_blur:gaussian_blur",
+        "defocus_blur": "sve_cli.corruptions.defocus_blur:defocus_blur",
+        "motion_blur": "sve_cli.corruptions.motion_blur:motion_blur",
+        "fog": "sve_cli.corruptions.fog:fog",
+        "snow": "sve_cli.corruptions.snow:snow",
+        "brightness": "sve_cli.corruptions.brightness:brightness",
+        "contrast": "sve_cli.corruptions.contrast:contrast",
+        "jpeg": "sve_cli.corruptions.jpeg:jpeg",
+        "pixelate": "sve_cli.corruptions.pixelate:pixelate",
+        "swap_letters": "sve_cli.corruptions.swap_letters:swap_letters",
+        "keyboard": "sve_cli.corruptions.keyboard:keyboard",
+        "drop_letters": "sve_cli.corruptions.drop_letters:drop_letters",
+        "drop_words": "sve_cli.corruptions.drop_words:drop_words",
+        "upper_case": "sve_cli.corruptions.upper_case:upper_case",
+        "random_case": "sve_cli.corruptions.random_case:random_case",
+    },
+)
+
 BUILTIN_DATA = Registry("built-in data set", {"digits": "sve_cli.data.digits:load_digits"})
 
 EXPORTERS = Registry(
     "export target",
-    {"merged": "sve_cli.export.merged:export_merged", "averaged": "sve_cli.export.averaged:export_averaged"},
+    {
+        "merged": "sve_cli.export.merged:TARGET",
+        "averaged": "sve_cli.export.averaged:TARGET",
+        "adapter": "sve_cli.export.adapter:TARGET",
+        "lora": "sve_cli.export.lora:TARGET",
+        "onnx": "sve_cli.export.onnx:TARGET",
+        "torch_export": "sve_cli.export.torch_export:TARGET",
+        "distilled": "sve_cli.export.distilled:TARGET",
+    },
 )
 
 RENDERERS = Registry(

@@ -13,6 +13,7 @@ from sve_cli.errors import SveError
 from sve_cli.json_text import to_json
 
 SCHEMA = "sve-report/1"
+SPECTRUM_VERSION = 1
 Direction = Literal["higher", "lower", "none"]
 
 
@@ -134,6 +135,88 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class RiskCurve:
+    """The error rate of the most confident samples, by the share of the samples that is answered.
+
+    Attributes:
+        coverage: shares from above 0 to 1; risk: the error rate at each; low, high: its Wilson interval.
+        oracle: the error rate at each, were every wrong answer less confident than every right one.
+        random: the error rate at every share, were the answered ones drawn by chance.
+    """
+
+    coverage: list[float]
+    risk: list[float]
+    low: list[float]
+    high: list[float]
+    oracle: list[float]
+    random: float
+
+
+@dataclass(frozen=True)
+class AnswerPart:
+    """The uncertainty of the right or of the wrong answers.
+
+    Attributes:
+        key: "right" or "wrong".
+        metrics: total, aleatoric and epistemic uncertainty; empty without such answers.
+        edges, counts: histogram of the total uncertainty; the edges are those of the other part.
+    """
+
+    key: str
+    n: int
+    metrics: dict[str, MetricValue]
+    edges: list[float]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Signature:
+    """A known way in which ensembles fail, looked for on the test set.
+
+    Attributes:
+        key: its name; title: in words; found: whether the test set shows it.
+        sentence: what was measured; value: the number that decides.
+        setting: the recipe key to try, with a value; advice: why, and what else.
+    """
+
+    key: str
+    title: str
+    found: bool
+    sentence: str
+    value: MetricValue
+    setting: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class SpectrumLayer:
+    """How far training moved the singular values of one layer, |s_m - S| / S.
+
+    Attributes:
+        values: how many singular values of the layer train in each member.
+        moved: mean over members and singular values.
+        by_rank: the same for consecutive parts of the spectrum of equal length, the largest singular values first.
+        cosine: mean cosine between two members' relative changes; None for one member, or where a member does not move.
+    """
+
+    name: str
+    values: int
+    moved: float
+    by_rank: list[float]
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Where the members' singular values moved. `start`: what |s_m - S| / S is on average by the noise at the start alone."""
+
+    members: int
+    start: float | None
+    layers: list[SpectrumLayer]
+    version: int = SPECTRUM_VERSION
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything a reader needs to judge a run.
 
@@ -146,6 +229,10 @@ class Report:
         bin_choices: the calibration error with other numbers of bins.
         per_class: one row a class; empty where the options vary.
         slices: parts of the test set.
+        risk_curve: error rate by the share answered; None without labels.
+        answers: the uncertainty of right and of wrong answers.
+        diagnosis: the known failures that were looked for, found or not.
+        spectrum: where Σ moved; None for methods without Σ.
         warnings: what weakens the numbers (tiny set, --limit, mixed labels, …).
         history: one dict an epoch (round, epoch, train_loss, validation_nll, …).
         parameters: trained and stored numbers: sigma, bias, norm, head, backbone, extra_fraction, stored_bytes, …
@@ -164,6 +251,10 @@ class Report:
     bin_choices: list[BinChoice] = field(default_factory=list)
     per_class: list[ClassRow] = field(default_factory=list)
     slices: list[Slice] = field(default_factory=list)
+    risk_curve: RiskCurve | None = None
+    answers: list[AnswerPart] = field(default_factory=list)
+    diagnosis: list[Signature] = field(default_factory=list)
+    spectrum: Spectrum | None = None
     warnings: list[str] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
     parameters: dict[str, Any] = field(default_factory=dict)
@@ -207,6 +298,7 @@ class Report:
                 table.update({f"ood.{group}.{score}.{name}": value for name, value in metrics.items()})
         for decision in self.decisions:
             table.update({f"decisions.{decision.key}.{name}": value for name, value in decision.measured.items()})
+        table.update({f"diagnosis.{signature.key}": signature.value for signature in self.diagnosis})
         for part in self.slices:
             table.update({f"slice.{part.column}.{part.value}.{name}": value for name, value in part.metrics.items()})
         return table
@@ -253,6 +345,10 @@ class Report:
             "bin_choices": [BinChoice(**b) for b in raw.pop("bin_choices", [])],
             "per_class": [ClassRow(**c) for c in raw.pop("per_class", [])],
             "slices": [Slice(**{**s, "metrics": _metrics(s["metrics"])}) for s in raw.pop("slices", [])],
+            "risk_curve": RiskCurve(**curve) if (curve := raw.pop("risk_curve", None)) else None,
+            "answers": [AnswerPart(**{**a, "metrics": _metrics(a["metrics"])}) for a in raw.pop("answers", [])],
+            "diagnosis": [Signature(**{**s, "value": _metrics({"": s["value"]})[""]}) for s in raw.pop("diagnosis", [])],
+            "spectrum": _spectrum(raw.pop("spectrum", None)),
         }
         return Report(rows=rows, ood=ood, decisions=decisions, **parts, **raw)
 
@@ -261,6 +357,13 @@ def _mean_over_sets(values: list[MetricValue]) -> MetricValue:
     mean = sum(value.value for value in values) / len(values)
     definition = f"Mean over {len(values)} set{'s' if len(values) > 1 else ''}. {values[0].definition}"
     return MetricValue(mean, sum(value.n for value in values), values[0].direction, definition)
+
+
+def _spectrum(raw: dict[str, Any] | None) -> Spectrum | None:
+    """None also for a version that this program does not know."""
+    if raw is None or raw.get("version") != SPECTRUM_VERSION:
+        return None
+    return Spectrum(**{**raw, "layers": [SpectrumLayer(**layer) for layer in raw["layers"]]})
 
 
 def _metrics(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:

@@ -11,11 +11,13 @@ import numpy as np
 
 from sve_cli.errors import SveError
 from sve_cli.metrics.aggregate import Aggregated, aggregate, source_name
+from sve_cli.metrics.answers import right_and_wrong
 from sve_cli.metrics.base import Metric
 from sve_cli.metrics.bin_choices import bin_choices
 from sve_cli.metrics.binning import bin_index
 from sve_cli.metrics.intervals import measure
 from sve_cli.metrics.per_class import per_class
+from sve_cli.metrics.risk_curve import risk_curve
 from sve_cli.metrics.slices import in_words, slices
 from sve_cli.ood.base import OodScore
 from sve_cli.ood.build import build_scores
@@ -27,13 +29,13 @@ from sve_cli.posthoc.vector import Vector
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.recipe.spec import EvaluateSpec
 from sve_cli.registry import METRICS
-from sve_cli.report import BinChoice, ClassRow, MetricValue, OodSet, ReliabilityBin, Row, Slice
+from sve_cli.report import AnswerPart, BinChoice, ClassRow, MetricValue, OodSet, ReliabilityBin, RiskCurve, Row, Slice
 from sve_cli.statistics import block_size, bootstrap_counts, percentile_interval, require_usable, seeded, wilson_interval
 
 MEMBER_METRICS = ("accuracy", "nll", "brier", "ece_top1_w15", "nll_soft", "brier_soft")
 HISTOGRAM_BINS = 40
 SMALL_SET = 500
-_AVERAGE = {"probs": "mean of probabilities", "logits": "mean of logits"}
+_AVERAGE = {"probs": "mean of probabilities", "logits": "mean of logits", "weighted": "weighted mean of probabilities"}
 
 
 def score(
@@ -44,18 +46,22 @@ def score(
     vector: Vector | None = None,
     before: Predictions | None = None,
     seed: int = 0,
+    view: Aggregated | None = None,
 ) -> list[Row]:
     """Score the ensemble, and beside it the scaled ones, each member (when M > 1) and the checkpoint before training.
 
     All rows share their bootstrap resamples (same seed), so that rows over the same samples are paired. Metrics that need
     labels are left out where no label is known, those that need label distributions where the data has none.
 
+    Args:
+        view: `test` aggregated, if it is there already.
+
     Raises:
         SveError: logits that are not finite, or labels of options that do not exist.
     """
     everything = list(METRICS)
-    title = f"Ensemble of {test.n_members} ({_AVERAGE[spec.aggregate]})" if test.n_members > 1 else "Model"
-    rows = [_row("ensemble", title, test, everything, spec, seed)]
+    title = f"Ensemble of {test.n_members} ({_average(spec.aggregate)})" if test.n_members > 1 else "Model"
+    rows = [_row("ensemble", title, test, everything, spec, seed, view)]
     if temperature is not None:
         scaled_title = f"{title}, temperature T = {temperature.value:.3f}"
         rows.append(_row("temperature", scaled_title, temperature.apply(test), everything, spec, seed))
@@ -69,8 +75,22 @@ def score(
     return rows
 
 
-def _row(key: str, title: str, predictions: Predictions, names: list[str], spec: EvaluateSpec, seed: int) -> Row:
-    view = aggregate(predictions, spec.aggregate)
+def _average(aggregate: str) -> str:
+    kind, _, weights = aggregate.partition(":")
+    shown = [f"{float(w):.2f}" for w in weights.split(",")[:8] if w]
+    return _AVERAGE[kind] + (f", weights {', '.join(shown)}{', …' if weights.count(',') > 7 else ''}" if shown else "")
+
+
+def _row(
+    key: str,
+    title: str,
+    predictions: Predictions,
+    names: list[str],
+    spec: EvaluateSpec,
+    seed: int,
+    view: Aggregated | None = None,
+) -> Row:
+    view = aggregate(predictions, spec.aggregate) if view is None else view
     metrics: list[Metric] = [metric for name in names if (metric := METRICS.resolve(name)).applies(view)]
     values: dict[str, MetricValue] = {}
     if view.labelled().n == view.n:
@@ -92,14 +112,24 @@ class Breakdown(NamedTuple):
     per_class: list[ClassRow]
     slices: list[Slice]
     sentences: list[str]
+    risk_curve: RiskCurve | None
+    answers: list[AnswerPart]
 
 
-def break_down(test: Predictions, spec: EvaluateSpec, seed: int = 0) -> Breakdown:
-    """Other numbers of bins, classes, and the slices that the columns and the classes make; all empty without labels."""
-    view = aggregate(test, spec.aggregate)
+def break_down(test: Predictions, spec: EvaluateSpec, seed: int = 0, view: Aggregated | None = None) -> Breakdown:
+    """Other numbers of bins, classes, slices (of the columns and the classes), the risk-coverage curve, and the uncertainty of
+    right and wrong answers; all empty without labels. `view`: `test` aggregated, if it is there already."""
+    view = aggregate(test, spec.aggregate) if view is None else view
     parts = slices(view, test.columns, test.classes, spec.bins, spec.bootstrap, spec.confidence, seed)
     sentence = in_words(parts)
-    return Breakdown(bin_choices(view), per_class(view, spec.bins, test.classes), parts, [sentence] if sentence else [])
+    return Breakdown(
+        bin_choices(view),
+        per_class(view, spec.bins, test.classes),
+        parts,
+        [sentence] if sentence else [],
+        risk_curve(view, spec.confidence),
+        right_and_wrong(view, spec.confidence),
+    )
 
 
 def reliability_bins(view: Aggregated, bins: int, confidence: float = 0.95) -> list[ReliabilityBin]:

@@ -16,6 +16,7 @@ from scipy.special import entr, logsumexp, ndtri
 from sve_cli.errors import SveError
 
 AGGREGATES = ("probs", "logits")
+WEIGHTED = "weighted"  # as a setting; fitted, it is "weighted:w0,w1,…", one weight a member
 ROUNDING = 1e-14  # a mutual information below this is the rounding of a difference of entropies, and counts as 0
 BLOCK_ELEMENTS = 2_000_000  # numbers of one block of bootstrap weights: 16 MB, whatever N and R are
 
@@ -45,7 +46,9 @@ def require_usable(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, ids_N: Se
     """
     if not len(ids_N):
         raise SveError(f"There are no samples in '{where}'.", "Check the split and --limit.")
-    good_MN = np.isfinite(logits_MNC).all(axis=2) if mask_NC is None else (np.isfinite(logits_MNC) | ~mask_NC).all(axis=2)
+    step = max(BLOCK_ELEMENTS // max(logits_MNC.shape[0] * logits_MNC.shape[2], 1), 1)
+    starts = range(0, logits_MNC.shape[1], step)  # in blocks: a mask of all numbers would be large
+    good_MN = np.concatenate([_usable(logits_MNC[:, i : i + step], mask_NC, i) for i in starts], axis=1)
     if not good_MN.all():
         member, sample = (int(i) for i in np.argwhere(~good_MN)[0])
         bad = int((~good_MN).any(axis=0).sum())
@@ -57,14 +60,51 @@ def require_usable(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, ids_N: Se
         raise SveError(f"Sample '{ids_N[int(np.argmin(some_N))]}' of '{where}' has no options.", "Mend or remove the row.")
 
 
+def _usable(logits_MBC: np.ndarray, mask_NC: np.ndarray | None, start: int) -> np.ndarray:
+    good_MBC = np.isfinite(logits_MBC)
+    if mask_NC is not None:
+        good_MBC |= ~mask_NC[start : start + logits_MBC.shape[1]]
+    return np.asarray(good_MBC.all(axis=2))
+
+
 def require_aggregate(aggregate: str) -> None:
     """Refuse a way of averaging members that does not exist.
 
     Raises:
-        SveError: neither "probs" nor "logits".
+        SveError: neither "probs" nor "logits" nor fitted weights.
     """
-    if aggregate not in AGGREGATES:
+    if aggregate == WEIGHTED:
+        raise SveError(
+            "The members' weights are not fitted here: 'weighted' is for a run, on whose validation split they are fitted.",
+            "Choose probs or logits.",
+        )
+    if aggregate not in AGGREGATES and not aggregate.startswith(f"{WEIGHTED}:"):
         raise SveError(f"Unknown aggregate '{aggregate}'.", f"Known: {', '.join(AGGREGATES)}.")
+
+
+def weighted_aggregate(weights_M: Sequence[float]) -> str:
+    """The aggregate that is the mean of the members' probabilities with these weights."""
+    return f"{WEIGHTED}:{','.join(repr(float(w)) for w in weights_M)}"
+
+
+def without_weights(aggregate: str) -> str:
+    """The same, or "probs" for weights: what is left where the members are not those that the weights were fitted for."""
+    return "probs" if aggregate.startswith(WEIGHTED) else aggregate
+
+
+def member_weights(aggregate: str, n_members: int) -> np.ndarray | None:
+    """The fitted weights (M,), or None for equal ones; one member alone has the weight 1, whatever the aggregate.
+
+    Raises:
+        SveError: weights of another number of members, or an unknown aggregate.
+    """
+    require_aggregate(aggregate)
+    if aggregate in AGGREGATES or n_members == 1:
+        return None
+    weights_M = np.array([float(w) for w in aggregate.removeprefix(f"{WEIGHTED}:").split(",")])
+    if len(weights_M) != n_members:
+        raise SveError(f"There are weights for {len(weights_M)} members, and the predictions have {n_members}.", "Use probs.")
+    return weights_M
 
 
 def log_softmax(logits_NC: np.ndarray, mask_NC: np.ndarray | None = None) -> np.ndarray:
@@ -81,7 +121,8 @@ def mean_log_probs(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate
     """The ensemble's log-probabilities (N, C), one member in memory at a time.
 
     Args:
-        aggregate: "probs": log of the mean of the members' probabilities; "logits": log-softmax of the mean logits.
+        aggregate: "probs": log of the mean of the members' probabilities; "logits": log-softmax of the mean logits;
+            "weighted:w0,w1,…": log of their mean with these weights.
 
     Raises:
         SveError: another aggregate.
@@ -90,15 +131,17 @@ def mean_log_probs(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate
 
 
 def _mean_log_probs(members: Iterator[np.ndarray], n_members: int, aggregate: str) -> np.ndarray:
-    require_aggregate(aggregate)
+    weights_M = member_weights(aggregate, n_members)
+    if weights_M is not None:
+        members = (log_probs_NC + np.log(w) for log_probs_NC, w in zip(members, weights_M, strict=True))
     total_NC = next(members)
     for log_probs_NC in members:
-        total_NC = np.logaddexp(total_NC, log_probs_NC) if aggregate == "probs" else total_NC + log_probs_NC
+        total_NC = total_NC + log_probs_NC if aggregate == "logits" else np.logaddexp(total_NC, log_probs_NC)
     if n_members == 1:
         return total_NC
     if aggregate == "logits":
         return log_softmax(total_NC / n_members)  # the mean logit and the mean log-probability differ by a constant per sample
-    return np.minimum(total_NC - np.log(n_members), 0.0)
+    return np.minimum(total_NC - (np.log(n_members) if weights_M is None else 0.0), 0.0)
 
 
 def log_option_counts(mask_NC: np.ndarray | None) -> np.ndarray | None:
@@ -109,14 +152,24 @@ def log_option_counts(mask_NC: np.ndarray | None) -> np.ndarray | None:
     return None if (counts_N == counts_N[0]).all() else np.log(counts_N.astype(np.float64))
 
 
-def ensemble_uncertainty(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate: str) -> Uncertainty:
+def entropies_of(log_probs_NC: np.ndarray) -> np.ndarray:
+    """Entropy of each row (N,) in nats; 0 ln 0 = 0."""
+    return np.asarray(entr(np.exp(log_probs_NC)).sum(axis=1))
+
+
+def ensemble_uncertainty(
+    logits_MNC: np.ndarray, mask_NC: np.ndarray | None, aggregate: str, scale_N: np.ndarray | None = None
+) -> Uncertainty:
     """Total, expected and mutual-information uncertainty of each sample.
 
     total = entropy of the ensemble's distribution, expected = mean entropy of the members, mutual = entropy of the mean
     probability minus expected, clipped at 0 (and exactly 0 for one member). The mutual information always takes the mean
     of the probabilities, which is what makes it one: 0 <= mutual <= ln min(M, C); with aggregate "logits" total is
-    therefore not expected + mutual. Where the number of options varies between samples, each of the three is divided by
-    ln K_n of its sample (0 when K_n = 1), otherwise they are in nats.
+    therefore not expected + mutual. With weights, both means are weighted. Where the number of options varies between
+    samples, each of the three is divided by ln K_n of its sample (0 when K_n = 1), otherwise they are in nats.
+
+    Args:
+        scale_N: ln K_n, where these samples are a part of others and the options vary between those.
     """
     require_aggregate(aggregate)
     entropies: list[np.ndarray] = []
@@ -124,18 +177,19 @@ def ensemble_uncertainty(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, agg
     def members() -> Iterator[np.ndarray]:
         for logits_NC in logits_MNC:
             log_probs_NC = log_softmax(logits_NC, mask_NC)
-            entropies.append(entr(np.exp(log_probs_NC)).sum(axis=1))
+            entropies.append(entropies_of(log_probs_NC))
             yield log_probs_NC
 
     n_members = len(logits_MNC)
-    mean_NC = _mean_log_probs(members(), n_members, "probs")
-    log_probs_NC = mean_NC if aggregate == "probs" or n_members == 1 else mean_log_probs(logits_MNC, mask_NC, aggregate)
-    expected_N = np.mean(entropies, axis=0)
-    mean_entropy_N = entr(np.exp(mean_NC)).sum(axis=1)
-    total_N = mean_entropy_N if log_probs_NC is mean_NC else entr(np.exp(log_probs_NC)).sum(axis=1)
+    weights_M = member_weights(aggregate, n_members)
+    mean_NC = _mean_log_probs(members(), n_members, "probs" if weights_M is None else aggregate)
+    log_probs_NC = mean_NC if aggregate != "logits" or n_members == 1 else mean_log_probs(logits_MNC, mask_NC, aggregate)
+    expected_N = np.average(entropies, axis=0, weights=weights_M) if weights_M is not None else np.mean(entropies, axis=0)
+    mean_entropy_N = entropies[0] if n_members == 1 else entropies_of(mean_NC)
+    total_N = mean_entropy_N if log_probs_NC is mean_NC else entropies_of(log_probs_NC)
     gap_N = mean_entropy_N - expected_N
     mutual_N = np.where(gap_N > ROUNDING, gap_N, 0.0) if n_members > 1 else np.zeros_like(gap_N)
-    if (scale_N := log_option_counts(mask_NC)) is not None:
+    if (scale_N := log_option_counts(mask_NC) if scale_N is None else scale_N) is not None:
         scale_N = np.where(scale_N > 0, scale_N, 1.0)  # one option: the entropy is 0 already
         total_N, expected_N, mutual_N = total_N / scale_N, expected_N / scale_N, mutual_N / scale_N
     return Uncertainty(log_probs_NC, total_N, expected_N, mutual_N)

@@ -60,14 +60,16 @@ def test_unusable_answers_are_refused() -> None:
 
 def test_certificate_is_json_and_a_card_section() -> None:
     scores = {"accuracy": 0.5, "nll": 1.25, "ece_top1_w15": 0.125}
+    same = {"agreement": 0.75, "mean_kl": 0.02}
+    beside = {"averaged": scores, "ensemble": {**scores, "nll": 0.75}, "delta": {**dict.fromkeys(scores, 0.0), "nll": 0.5}, **same}
     certificate = Certificate(
         kind="averaged", member=None, loads_with="load", claim="Claimed.", dataset="set", split="test",
         gaps=Gaps(4, 1e-6, 1e-9, 1.0, {}), gap_to_base=0.5, command="sve export R --to averaged", created="now", classes=["a", "b"],
-        versus_ensemble={"averaged": scores, "ensemble": {**scores, "nll": 0.75}}, notes=["Note."], versions={"timm": "1.0"},
+        versus_ensemble=beside, notes=["Note."], versions={"timm": "1.0"},
     )  # fmt: skip
     document = json.loads(json.dumps(certificate.to_json()))
     assert document["format"] == "sve-certificate/1" and document["gaps"]["max_logit_gap"] == 1e-6 and document["tolerance"] == 1e-4
     text = certificate.to_markdown()
     parts = ["`sve export R --to averaged`", "timm 1.0", "4 samples of set:test", "Claimed.", "- Note."]
-    for part in [*parts, "| averaged | 0.5000 | 1.2500 |", "| ensemble | 0.5000 | 0.7500 |"]:
+    for part in [*parts, "| averaged | 0.5000 | 1.2500 |", "| ensemble | 0.5000 | 0.7500 |", "| +0.5000 |", "on 75.0% of them"]:
         assert part in text

@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,22 @@ def test_a_stream_that_cannot_write_arrows_ends_no_run(monkeypatch: pytest.Monke
 def test_importing_the_console_loads_neither_torch_nor_rich() -> None:
     code = "import sys, sve_cli.console; sys.exit(bool({'torch', 'numpy', 'rich'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("terminal", "encoding", "drawn"), [(True, "utf-8", True), (False, "utf-8", False), (True, "ascii", False)]
+)
+def test_small_charts_only_on_a_terminal_that_can_show_them(
+    terminal: bool, encoding: str, drawn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stream(io.TextIOWrapper):
+        def isatty(self) -> bool:
+            return terminal
+
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", Stream(raw, encoding=encoding))
+    report = replace(_report(2), history=[{"validation_nll": 0.5}, {"validation_nll": 0.25}])
+    Console().report(report)
+    sys.stdout.flush()
+    text = raw.getvalue().decode(encoding)
+    assert ("Validation NLL by epoch" in text) == drawn and ("█▁" in text) == drawn and "Predictor" in text

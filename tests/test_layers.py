@@ -14,11 +14,11 @@ LAYERS = [
     {"cli"},
     {"commands"},
     {"workflows", "console"},
-    {"training", "prediction", "scoring", "decisions", "comparison", "gate", "certify", "plan"},
-    {"methods", "tasks", "data", "posthoc", "metrics", "ood", "export", "render"},
+    {"training", "prediction", "scoring", "decisions", "diagnosis", "comparison", "gate", "certify", "plan"},
+    {"methods", "tasks", "data", "posthoc", "metrics", "ood", "export", "render", "corruptions"},
     {"ensemble", "diversity"},
     {"linear_forms", "factors", "backbone", "rundir", "foreign"},
-    {"recipe", "predictions", "report", "benchmark", "findings", "verdict", "statistics", "samples"},
+    {"recipe", "predictions", "report", "benchmark", "findings", "verdict", "shift", "statistics", "samples"},
     {"registry", "errors", "json_text"},
 ]
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}

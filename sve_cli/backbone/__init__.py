@@ -6,6 +6,7 @@ from sve_cli.backbone.base import Backbone, Head, Inputs, looks_random, replace_
 from sve_cli.backbone.linears import LinearView
 from sve_cli.backbone.resolve import locate
 from sve_cli.backbone.targets import block_of, has_attention, select_targets
+from sve_cli.backbone.weights import Late, Writing
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
@@ -13,7 +14,9 @@ __all__ = [
     "Backbone",
     "Head",
     "Inputs",
+    "Late",
     "LinearView",
+    "Writing",
     "block_of",
     "has_attention",
     "load_backbone",

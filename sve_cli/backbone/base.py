@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sve_cli.backbone.linears import LinearView
 from sve_cli.backbone.targets import SELECTORS, select_targets
+from sve_cli.backbone.weights import Writing
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
@@ -64,8 +65,12 @@ class Backbone(ABC):
         """Logits (B, C) of a model from `with_head` or `reload`, by the library's own forward."""
 
     @abstractmethod
-    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
-        """Write a complete checkpoint that the library's own loader opens."""
+    def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
+        """Write a complete checkpoint that the library's own loader opens; weights one at a time."""
+
+    @abstractmethod
+    def save_config(self, folder: Path, classes: list[str]) -> None:
+        """Write a checkpoint without its weights: configuration with class names, and what inputs are prepared with."""
 
     @abstractmethod
     def reload(self, folder: Path) -> nn.Module:

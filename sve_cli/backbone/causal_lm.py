@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from sve_cli.backbone.base import Head, Inputs
 from sve_cli.backbone.resolve import Location
 from sve_cli.backbone.transformers_backbone import TransformersBackbone, _open, load_tokenizer
+from sve_cli.backbone.weights import Writing, save_transformers
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
@@ -75,9 +76,13 @@ class CausalLM(TransformersBackbone):
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)
         return out.logits[torch.arange(len(mask_BT), device=mask_BT.device), last_B][:, self.letter_ids]
 
-    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+    def save_config(self, folder: Path, classes: list[str]) -> None:
+        self.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        self.tokenizer.save_pretrained(folder)
+
+    def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(folder)  # type: ignore[operator]
+        save_transformers(model, folder, writing or Writing())
         self.tokenizer.save_pretrained(folder)
 
     def reload(self, folder: Path) -> nn.Module:

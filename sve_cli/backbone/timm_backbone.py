@@ -6,18 +6,20 @@ Shapes: B batch, C classes, F features.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from torch import Tensor, nn
 
 from sve_cli.backbone.base import Backbone, Head, Inputs
 from sve_cli.backbone.resolve import Location
+from sve_cli.backbone.weights import Writing, write_weights
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
@@ -60,13 +62,16 @@ class TimmBackbone(Backbone):
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return model(inputs["image"])
 
-    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+    def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {k: v.contiguous().clone() for k, v in model.state_dict().items()},
-            folder / "model.safetensors",
-            metadata={"format": "pt"},
-        )
+        # One file whatever the shard size: timm reads no others.
+        write_weights(folder, model.state_dict(keep_vars=True), replace(writing or Writing(), shard_size=None))
+        self._write_config(folder, classes, model)
+
+    def save_config(self, folder: Path, classes: list[str]) -> None:
+        self._write_config(folder, classes, self.network)
+
+    def _write_config(self, folder: Path, classes: list[str], model: nn.Module) -> None:
         cfg = dict(self.network.pretrained_cfg)  # type: ignore[arg-type]
         keep = (
             "input_size",

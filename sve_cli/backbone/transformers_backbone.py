@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassificati
 
 from sve_cli.backbone.base import Backbone, Head, Inputs, replace_module
 from sve_cli.backbone.resolve import Location
+from sve_cli.backbone.weights import Writing, save_transformers
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
@@ -27,6 +28,7 @@ class TransformersBackbone(Backbone):
 
     library = "transformers"
     modality = "text"
+    absent: frozenset[str] = frozenset()  # weights that the checkpoint lacks, and that were made up when it was opened
 
     def __init__(self, network: nn.Module, spec: ModelSpec, head: Head | None, tokenizer: Any) -> None:
         config = network.config.get_text_config()  # type: ignore[operator, union-attr]
@@ -46,14 +48,27 @@ class TransformersBackbone(Backbone):
             own = min(own, positions)
         return min(self.spec.max_length or own, own)
 
-    def _save_network(self, model: Any, folder: Path, classes: list[str]) -> None:
-        model.config.id2label = dict(enumerate(classes))
-        model.config.label2id = {name: i for i, name in enumerate(classes)}
-        model.config.problem_type = "single_label_classification"
-        model.save_pretrained(folder)
+    def save_config(self, folder: Path, classes: list[str]) -> None:
+        config: Any = copy.deepcopy(self.network.config)
+        _name_classes(config, classes)
+        config.save_pretrained(folder)
+        self._save_tokenizer(folder)
+
+    def _save_network(self, model: Any, folder: Path, classes: list[str], writing: Writing) -> None:
+        _name_classes(model.config, classes)
+        save_transformers(model, folder, writing)
+        self._save_tokenizer(folder)
+
+    def _save_tokenizer(self, folder: Path) -> None:
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = self.max_length()  # so that `truncation=True` alone cuts inputs where training did
         tokenizer.save_pretrained(folder)
+
+
+def _name_classes(config: Any, classes: list[str]) -> None:
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: i for i, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
 
 
 class SequenceClassifier(TransformersBackbone):
@@ -77,9 +92,9 @@ class SequenceClassifier(TransformersBackbone):
     def logits(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return model(**inputs).logits
 
-    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+    def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._save_network(model, folder, classes)
+        self._save_network(model, folder, classes, writing or Writing())
 
     def reload(self, folder: Path) -> nn.Module:
         return AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
@@ -105,14 +120,17 @@ class PooledEncoder(TransformersBackbone):
         assert isinstance(model, nn.ModuleDict)
         return model["head"](self.features(model["encoder"], inputs))
 
-    def save(self, model: nn.Module, folder: Path, classes: list[str]) -> None:
+    def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         assert isinstance(model, nn.ModuleDict)
         folder.mkdir(parents=True, exist_ok=True)
-        self._save_network(model["encoder"], folder, classes)
-        head_linear = model["head"]
-        assert isinstance(head_linear, nn.Linear)
-        weight = head_linear.weight
-        dense = {"in_features": self.feature_dim, "out_features": int(weight.shape[0]), "bias": model["head"].bias is not None}
+        self._save_network(model["encoder"], folder, classes, writing or Writing())
+        linear = model["head"]
+        assert isinstance(linear, nn.Linear)
+        self.save_head(folder, Head(linear.weight.detach(), _bias(linear), classes))
+
+    def save_head(self, folder: Path, head: Head) -> None:
+        """Write pooling and head beside the encoder, as sentence-transformers lays them out."""
+        dense = {"in_features": self.feature_dim, "out_features": len(head.weight_CF), "bias": head.bias_C is not None}
         files: dict[str, Any] = {
             "modules.json": [
                 {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
@@ -126,8 +144,10 @@ class PooledEncoder(TransformersBackbone):
         for name, content in files.items():
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        head = {f"linear.{k}": v.contiguous() for k, v in model["head"].state_dict().items()}
-        save_file(head, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
+        tensors = {"linear.weight": head.weight_CF.contiguous()}
+        if head.bias_C is not None:
+            tensors["linear.bias"] = head.bias_C.contiguous()
+        save_file(tensors, folder / "2_Dense" / "model.safetensors", metadata={"format": "pt"})
 
     def reload(self, folder: Path) -> nn.Module:
         encoder = AutoModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32)
@@ -221,7 +241,9 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     fresh_head = any(key.startswith(head_name + ".") for key in missing) or spec.random_init
     own = None if fresh_head else Head(linear.weight.detach().clone(), _bias(linear), class_names(config.id2label))
     replace_module(network, head_name, nn.Identity())
-    return SequenceClassifier(network, spec, own, tokenizer, head_name)
+    opened = SequenceClassifier(network, spec, own, tokenizer, head_name)
+    opened.absent = frozenset(missing)
+    return opened
 
 
 def _open(auto: Any, name: str, spec: ModelSpec, config: Any, arguments: dict[str, Any]) -> tuple[nn.Module, set[str]]:

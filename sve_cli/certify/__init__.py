@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from sve_cli.certify.certificate import CERTIFICATE, TOLERANCE, Certificate, Gaps, compare
-from sve_cli.certify.export import certify, certify_all, export_and_certify
-from sve_cli.certify.process import Answer, Questions, in_fresh_process
+from sve_cli.certify.certificate import CERTIFICATE, Certificate, Gaps, compare
+from sve_cli.certify.export import export_and_certify
+from sve_cli.certify.judge import certify, certify_all
+from sve_cli.certify.process import Answer, Questions, Reload, in_fresh_process
 
 __all__ = [
     "CERTIFICATE",
-    "TOLERANCE",
     "Answer",
     "Certificate",
     "Gaps",
     "Questions",
+    "Reload",
     "certify",
     "certify_all",
     "compare",

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 
 from sve_cli.errors import CheckFailed
+from sve_cli.export.artifact import TOLERANCE
 from sve_cli.metrics.accuracy import accuracy
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.nll import nll
 from sve_cli.predictions import Predictions
-from sve_cli.statistics import log_softmax
 
-TOLERANCE = 1e-4  # largest logit gap in float32
 FORMAT = "sve-certificate/1"
 CERTIFICATE = "certificate.json"
 SCORES = {"accuracy": accuracy, "nll": nll, "ece_top1_w15": ece_top1}
@@ -27,13 +26,15 @@ SCORES = {"accuracy": accuracy, "nll": nll, "ece_top1_w15": ece_top1}
 
 @dataclass(frozen=True)
 class Gaps:
-    """Artifact against live object, on n samples.
+    """Artifact against live object, on n samples. Several members are compared one by one in the first, as their mean
+    probability in the others.
 
     Attributes:
-        max_logit_gap: largest |difference| of a logit, over options that exist.
+        max_logit_gap: largest |difference| of a logit, over options that exist; of a probability, for artifacts that give those.
         mean_kl: mean KL(live || artifact) in nats.
         agreement: share of samples with the same most probable class.
         delta: score -> artifact minus live (accuracy, nll, ece_top1_w15); empty without labels.
+        outputs: largest |difference| of every output besides logits, by name.
     """
 
     n: int
@@ -41,6 +42,12 @@ class Gaps:
     mean_kl: float
     agreement: float
     delta: dict[str, float]
+    outputs: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """The largest of the gaps that a tolerance bounds."""
+        return max(self.max_logit_gap, *self.outputs.values()) if self.outputs else self.max_logit_gap
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,14 @@ class Certificate:
         kind, member, loads_with: of the artifact.
         claim: the live object it was compared with, in one sentence.
         dataset, split, gaps: on which inputs, with which result.
-        gap_to_base: largest |logit difference| of the live object to the untrained network with the same head.
-        versus_ensemble: averaged only: its scores, the ensemble's on the same samples, and how their predictions differ.
+        gap_to_base: largest |logit difference| of the live object to the untrained network with the same head; None where
+            that is not known.
+        versus_ensemble, versus_member: where the artifact is another thing than the ensemble (the full member): the scores of both
+            on the same samples under their names, `delta` (artifact minus the other), `agreement`, and `mean_kl` from the other
+            to the artifact, in nats.
         notes: what a reader should know.
         classes: class names in the order of the logits.
+        facts: what the exporter says besides.
         files: sha256 of every file of the artifact.
         versions: of the libraries that reloaded it.
         command, created: how and when (UTC) it was made.
@@ -67,12 +78,14 @@ class Certificate:
     dataset: str
     split: str
     gaps: Gaps
-    gap_to_base: float
+    gap_to_base: float | None
     command: str
     created: str
     classes: list[str]
     tolerance: float = TOLERANCE
     versus_ensemble: dict[str, Any] | None = None
+    versus_member: dict[str, Any] | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     files: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -91,13 +104,14 @@ class Certificate:
             f"{gaps.n} samples of {self.dataset}:{self.split}. {self.claim} Largest logit gap {gaps.max_logit_gap:.1e} "
             f"(allowed {self.tolerance:.0e}), mean KL {gaps.mean_kl:.1e} nats, agreement {gaps.agreement:.4f}.",
         ]
+        if gaps.outputs:
+            shown = ", ".join(f"{name.replace('_', ' ')} {gap:.1e}" for name, gap in gaps.outputs.items())
+            lines += ["", f"Largest differences of the other outputs: {shown}."]
         if self.notes:
             lines += ["", *(f"- {note}" for note in self.notes)]
-        if self.versus_ensemble:
-            lines += ["", f"On the same {gaps.n} samples:", "", "| | accuracy | NLL | ECE |", "|---|---|---|---|"]
-            for name in ("averaged", "ensemble"):
-                scores = self.versus_ensemble.get(name) or dict.fromkeys(SCORES, float("nan"))
-                lines.append(f"| {name} | " + " | ".join(f"{scores[key]:.4f}" for key in SCORES) + " |")
+        for other, found in (("ensemble", self.versus_ensemble), ("member", self.versus_member)):
+            if found:
+                lines += ["", *_versus_lines(self.kind, other, found, gaps.n)]
         return "\n".join(lines).rstrip() + "\n"
 
 
@@ -105,28 +119,56 @@ def _libraries(versions: Mapping[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or "its library"
 
 
-def compare(live: Predictions, artifact_NC: np.ndarray) -> Gaps:
-    """Compare an artifact's logits with the live object's (one member) on the same samples.
+def _versus_lines(kind: str, other: str, found: Mapping[str, Any], n: int) -> list[str]:
+    name = "full member" if other == "member" else other
+    lines = [f"Beside the {name}, on the same {n} samples:", "", "| | accuracy | NLL | ECE |", "|---|---|---|---|"]
+    for row, key in ((kind, kind), (name, other)):
+        values = found.get(key) or dict.fromkeys(SCORES, float("nan"))
+        lines.append(f"| {row} | " + " | ".join(f"{values[score]:.4f}" for score in SCORES) + " |")
+    if found.get("delta"):
+        lines.append("| difference | " + " | ".join(f"{found['delta'][score]:+.4f}" for score in SCORES) + " |")
+    same, kl = found["agreement"], found["mean_kl"]
+    return [*lines, "", f"The same most probable class on {same:.1%} of them; mean KL from the {name} {kl:.2e} nats."]
+
+
+def compare(live: Predictions, artifact: np.ndarray) -> Gaps:
+    """Compare an artifact's logits (N, C), or (M, N, C) member by member, with the live object's on the same samples.
 
     Raises:
         CheckFailed: shapes differ, or the artifact's logits are not finite.
     """
-    live_NC = live.logits_MNC[0]
-    if artifact_NC.shape != live_NC.shape:
-        raise CheckFailed(f"The export gives (samples, classes) {artifact_NC.shape}, the live model {live_NC.shape}.")
-    if not np.isfinite(artifact_NC).all():
+    found_MNC = artifact[None] if artifact.ndim == 2 else artifact
+    live_MNC = live.logits_MNC
+    if found_MNC.shape != live_MNC.shape:
+        shape = live_MNC.shape[1:] if artifact.ndim == 2 else live_MNC.shape
+        names = "(samples, classes)" if artifact.ndim == 2 else "(members, samples, classes)"
+        raise CheckFailed(f"The export gives {names} {artifact.shape}, the live model {shape}.")
+    if not np.isfinite(found_MNC).all():
         raise CheckFailed("The export gives logits that are not finite.")
-    mask_NC = np.ones(live_NC.shape, dtype=bool) if live.mask_NC is None else live.mask_NC
-    p, q = log_softmax(live_NC, live.mask_NC), log_softmax(artifact_NC, live.mask_NC)
-    kl_N = np.where(mask_NC, np.exp(p) * (np.where(mask_NC, p, 0) - np.where(mask_NC, q, 0)), 0).sum(axis=1)
-    mine, its = scores(live), scores(replace(live, logits_MNC=artifact_NC[None]))
-    return Gaps(
-        n=len(live_NC),
-        max_logit_gap=logit_gap(live_NC, artifact_NC, live.mask_NC),
-        mean_kl=max(float(kl_N.mean()), 0.0),
-        agreement=float((p.argmax(axis=1) == q.argmax(axis=1)).mean()),
-        delta={key: its[key] - mine[key] for key in mine},
-    )
+    its = replace(live, logits_MNC=found_MNC)
+    gap = max(logit_gap(mine, theirs, live.mask_NC) for mine, theirs in zip(live_MNC, found_MNC, strict=True))
+    kl, agreement = distance(live, its)
+    return Gaps(n=live_MNC.shape[1], max_logit_gap=gap, mean_kl=kl, agreement=agreement, delta=_delta(its, live))
+
+
+def distance(reference: Predictions, other: Predictions) -> tuple[float, float]:
+    """Mean KL from the reference to the other, in nats, and the share of equal predictions; of the mean probabilities."""
+    p, q = aggregate(reference), aggregate(other)
+    exists = p.exists_NC
+    kl_N = np.where(exists, p.probs_NC * (np.where(exists, p.log_probs_NC, 0) - np.where(exists, q.log_probs_NC, 0)), 0).sum(axis=1)
+    return max(float(kl_N.mean()), 0.0), float((p.predicted_N == q.predicted_N).mean())
+
+
+def beside(kind: str, artifact: Predictions, name: str, other: Predictions) -> dict[str, Any]:
+    """An artifact next to what it is not: both scores, their difference, agreement and KL."""
+    both = {kind: scores(artifact), name: scores(other)}
+    kl, agreement = distance(other, artifact)
+    return {**both, "delta": _delta(artifact, other), "agreement": agreement, "mean_kl": kl}
+
+
+def _delta(artifact: Predictions, live: Predictions) -> dict[str, float]:
+    mine, its = scores(live), scores(artifact)
+    return {key: its[key] - mine[key] for key in mine}
 
 
 def logit_gap(a_NC: np.ndarray, b_NC: np.ndarray, mask_NC: np.ndarray | None) -> float:

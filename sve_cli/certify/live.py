@@ -5,6 +5,7 @@ Shapes: M members, N samples, C classes, F features.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.ensemble import Ensemble
+from sve_cli.errors import NotExportable
+from sve_cli.export.artifact import LiveOutputs
+from sve_cli.methods.sve import SVELinear
 from sve_cli.predictions import Predictions
 from sve_cli.samples import Samples
 from sve_cli.tasks.common import Task, tensor_to
@@ -60,6 +64,36 @@ class Live:
         weight_CF = heads.weight_MCF.detach().double().mean(0).float()
         bias_C = None if heads.bias_MC is None else heads.bias_MC.detach().double().mean(0).float()
         return self._with_head(self._features(network), weight_CF, bias_C)
+
+    def member_cut(self, m: int, ranks: Mapping[str, int]) -> np.ndarray:
+        """Logits (N, C) of member m, of whose change of each layer only the `ranks[layer]` largest |s_m - S| are kept.
+
+        Biases, norms and head are the member's in full; a layer that is not named in `ranks` is the checkpoint's.
+
+        Raises:
+            NotExportable: a layer that does not train singular values alone.
+        """
+        network = self.ensemble.member_network(m)
+        for linear in self.ensemble.member_linears():
+            if type(linear) is not SVELinear:
+                raise NotExportable(f"The layer '{linear.view.name}' is more than singular values, so it cannot be cut by rank.")
+            with torch.no_grad():
+                gain_R = linear.gain_MR((m,))[0]
+                change_R = ((gain_R - 1) * linear.s_R).double()
+                kept = change_R.abs().argsort(descending=True, stable=True)[: ranks.get(linear.view.name, 0)]
+                a_KI, b_OK = linear.a_RI[kept].double(), linear.b_OR[:, kept].double()
+                weight_OI = linear.weight_OI.double() + (b_OK * (gain_R[kept].double() - 1)) @ a_KI
+            module = network.get_submodule(linear.view.name)
+            module.weight = nn.Parameter(linear.view.to_native(weight_OI.float()), requires_grad=False)
+        head = self.ensemble.heads.head(m, self.ensemble.classes)
+        return self._with_head(self._features(network), head.weight_CF, head.bias_C)
+
+    def of(self, function: LiveOutputs | None) -> dict[str, np.ndarray]:
+        """Outputs by name of a live object that is no part of the ensemble, a function of the network's inputs."""
+        assert function is not None, "an artifact with the claim 'live' carries its live object"
+        with torch.inference_mode():
+            parts = [function(self._inputs(rows)) for rows in self._rows()]
+        return {name: torch.cat([part[name] for part in parts]).float().cpu().numpy() for name in parts[0]}
 
     def base(self, m: int | None) -> np.ndarray:
         """Logits (N, C) of the untrained network with member m's head (None: with the mean head)."""

@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
+from sve_cli.backbone import locate
 from sve_cli.backbone.causal_lm import CausalLM
 from sve_cli.errors import CheckFailed, SveError
+from sve_cli.export.artifact import Artifact
 from sve_cli.samples import Samples, decode_image
 from sve_cli.tasks.common import Task
 from sve_cli.tasks.multiple_choice import prompt_text
@@ -29,9 +31,10 @@ WORKER = Path(__file__).with_name("worker.py")
 
 @dataclass(frozen=True)
 class Answer:
-    """What a reloaded folder said: logits_NC, class names, weights it lacks (or has too many), versions of the libraries."""
+    """What a reloaded folder said: its outputs by name (see `worker.py`), class names, weights it lacks (or has too many),
+    versions of the libraries."""
 
-    logits_NC: np.ndarray
+    outputs: dict[str, np.ndarray]
     classes: list[str]
     missing: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -46,10 +49,18 @@ class Questions:
     notes: list[str] = field(default_factory=list)
 
 
-Reload = Callable[[Sequence[Path], Questions], list[Answer]]
+Reload = Callable[[Sequence[Artifact], Questions], list[Answer]]
 
 
 def questions(task: Task, samples: Samples, scratch: Path) -> Questions:
+    """What the fresh process is asked; see `_raw`. With the checkpoint's place, for artifacts that lie on top of it."""
+    asked = _raw(task, samples, scratch)
+    location = locate(task.backbone.spec)
+    base = {"base": task.backbone.spec.name, "base_place": str(location.path or location.name)}
+    return replace(asked, request={**asked.request, **base})
+
+
+def _raw(task: Task, samples: Samples, scratch: Path) -> Questions:
     """The raw inputs of these samples: texts, PNG files written to `scratch`, or prompts with the letters' token ids."""
     if samples.modality == "image":
         paths = []
@@ -77,26 +88,48 @@ def _prompts(task: Task, backbone: CausalLM, samples: Samples) -> Questions:
         prompts.append(text if tokenizer(text)["input_ids"] == ids else ids)
     shortened = sum(isinstance(p, list) for p in prompts)
     notes = [f"{shortened} of {len(prompts)} prompts were too long and were compared as shortened token ids."] if shortened else []
+    asked = [
+        {
+            "question": str(samples.inputs["question"][i]),
+            "context": str(contexts[i] or ""),
+            "choices": list(samples.inputs["choices"][i]),
+        }
+        for i in range(len(samples))
+    ]
     letters = [str(t) for t in tokenizer.convert_ids_to_tokens(backbone.letter_ids)]
-    return Questions({"prompts": prompts, "letter_ids": backbone.letter_ids}, letters, notes)
+    return Questions({"prompts": prompts, "letter_ids": backbone.letter_ids, "items": asked}, letters, notes)
 
 
-def in_fresh_process(folders: Sequence[Path], asked: Questions) -> list[Answer]:
-    """One new Python process opens every folder in turn, offline, on the CPU, in float32.
+def in_fresh_process(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
+    """One new Python process for each kind of reloader opens its folders in turn, offline, on the CPU, in float32.
 
     Raises:
         CheckFailed: a folder does not open, or does not run.
     """
+    answers: dict[int, Answer] = {}
+    for reloader in dict.fromkeys(a.reloader for a in artifacts):
+        which = [i for i, a in enumerate(artifacts) if a.reloader == reloader]
+        found = _one_process(reloader, [artifacts[i].path for i in which], asked)
+        answers |= dict(zip(which, found, strict=True))
+    return [answers[i] for i in range(len(artifacts))]
+
+
+def _one_process(reloader: str, folders: Sequence[Path], asked: Questions) -> list[Answer]:
     with TemporaryDirectory(prefix="sve-certify-") as scratch:
-        request = {"folders": [str(f.resolve()) for f in folders], "answers": scratch, **asked.request}
+        request = {
+            "reloader": reloader,
+            "package": str(WORKER.parents[2]),
+            "folders": [str(f.resolve()) for f in folders],
+            "answers": scratch,
+            **asked.request,
+        }
         path = Path(scratch) / "request.json"
         path.write_text(json.dumps(request), encoding="utf-8")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "false"}
         environment.pop("PYTHONPATH", None)
         order = [sys.executable, "-P", str(WORKER), str(path)]
         done = subprocess.run(order, env=environment, capture_output=True, text=True, check=False)
-        answers = [_read(Path(scratch) / f"{i}.safetensors", folder, done) for i, folder in enumerate(folders)]
-    return answers
+        return [_read(Path(scratch) / f"{i}.safetensors", folder, done) for i, folder in enumerate(folders)]
 
 
 def _read(path: Path, folder: Path, done: subprocess.CompletedProcess[str]) -> Answer:
@@ -107,7 +140,5 @@ def _read(path: Path, folder: Path, done: subprocess.CompletedProcess[str]) -> A
         raise CheckFailed(f"The export '{folder.name}' does not open in a fresh process: {last[:300]}")
     with safe_open(path, framework="numpy") as f:
         found = json.loads(f.metadata()["found"])
-        logits_NC = f.get_tensor("logits")
-    if found["strange"]:
-        raise CheckFailed(f"Reloading '{folder.name}' imported this tool ({found['strange'][0]}), so that it proves nothing.")
-    return Answer(logits_NC, found["classes"], found["missing"], found["versions"])
+        outputs = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - it is no dictionary
+    return Answer(outputs, found["classes"], found["missing"], found["versions"])

@@ -21,6 +21,7 @@ def decompose(
     last_blocks: Annotated[int | None, typer.Option(min=1, help="Only the last k blocks.")] = None,
     task: Annotated[str, typer.Option(help="For a bare checkpoint: which task it will serve.")] = "text_classification",
     plan: Annotated[bool, typer.Option("--plan", help="Name layers and shapes only.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="With --plan: also each layer's key in the store.")] = False,
     as_json: Json = False,
 ) -> None:
     """Decompose the targeted layers once, into the factor store."""
@@ -44,11 +45,10 @@ def decompose(
     from sve_cli.workflows.decompose import decompose as decompose_layers
     from sve_cli.workflows.decompose import plan as plan_layers
 
+    if keys and not plan:
+        raise SveError("--keys belongs to --plan.", "Write: sve decompose SOURCE --plan --keys")
     if plan:
-        layers = plan_layers(model, method, task)
-        console.table("Layers", ["layer", "shape", "rank"], [[name, f"{o} x {i}", min(o, i)] for name, (o, i) in layers])
-        if as_json:
-            console.json([{"layer": name, "shape": shape, "rank": min(shape)} for name, shape in layers])
+        _show_plan(plan_layers(model, method, task, keys), keys, console)
         return
     results, store = decompose_layers(model, method, task, console)
     rows = [
@@ -67,3 +67,13 @@ def decompose(
     console.say(f"{len(results)} layers: {store.computed} decomposed, {store.hits} already in {store.folder}.")
     if as_json:
         console.json([{"layer": name, "statistics": s, "stored": hit} for name, s, hit in results])
+
+
+def _show_plan(layers: list[tuple[str, tuple[int, int], str]], keys: bool, console: Console) -> None:
+    """Name, shape, rank and, if asked for, key of every layer."""
+    names = ["layer", "shape", "rank", *(["key"] if keys else [])]
+    rows = [[name, f"{o} x {i}", min(o, i), key][: len(names)] for name, (o, i), key in layers]
+    console.table("Layers", names, rows)
+    if console.json_mode:
+        found = [[name, shape, min(shape), key][: len(names)] for name, shape, key in layers]
+        console.json([dict(zip(names, layer, strict=True)) for layer in found])

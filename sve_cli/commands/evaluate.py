@@ -30,9 +30,10 @@ def evaluate(
     ood: Annotated[
         list[str] | None, typer.Option("--ood", help="An out-of-distribution set: name, path or set:split; repeatable.")
     ] = None,
-    aggregate: Annotated[str | None, typer.Option(help="probs or logits; default: the recipe's.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="probs, logits or weighted; default: the recipe's.")] = None,
     bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
     bootstrap: Annotated[int | None, typer.Option(min=0, help="Bootstrap resamples; 0: no intervals.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Predict in batches of this size; default: the recipe's.")] = None,
     vector: Annotated[bool | None, typer.Option(help="Vector scaling: a weight and a bias per class.")] = None,
     predictions: Annotated[Path | None, typer.Option(help="Score a saved predictions file; needs no model.")] = None,
     model: Annotated[str | None, typer.Option(help="Score this checkpoint as it is (with --data).")] = None,
@@ -51,13 +52,13 @@ def evaluate(
     """Evaluate a run, a predictions file, or a checkpoint as it is."""
     console = Console(json_mode=as_json)
     _check_sources(run, predictions, model, data, {"--task": task, "--set": set_, "--limit": limit})
-    if vector is not None and (model is not None or predictions is not None):
-        raise SveError("--vector belongs to a run: it is fitted on the run's validation split.", "Leave it out.")
-    changes: dict[str, Any] = {
-        k: v for k, v in (("aggregate", aggregate), ("bins", bins), ("bootstrap", bootstrap), ("vector", vector)) if v is not None
-    }
-    if aggregate not in (None, "probs", "logits"):
-        raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
+    _check_of_run(vector, batch_size, predictions, model)
+    given = {"aggregate": aggregate, "bins": bins, "bootstrap": bootstrap, "batch_size": batch_size, "vector": vector}
+    changes: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if aggregate not in (None, "probs", "logits", "weighted"):
+        raise SveError(f"--aggregate is probs, logits or weighted, not '{aggregate}'.")
+    if aggregate == "weighted" and run is None and (predictions is not None or model is not None):
+        raise SveError("--aggregate weighted belongs to a run: the weights are fitted on its validation split.", "Leave it out.")
     gates = GateOptions(baseline, gate, tuple(fail_if or []), junit, summary, tuple(name_list(prob_columns)))
     if model is not None and gates.asked:
         raise SveError("Gates judge a run or a predictions file, not --model.", "Leave --model out.")
@@ -96,6 +97,14 @@ def _check_sources(
     for option, given in of_model.items():
         if given is not None and model is None:
             raise SveError(f"{option} belongs to --model.", "A run and a predictions file keep what they were made with.")
+
+
+def _check_of_run(vector: bool | None, batch_size: int | None, predictions: Path | None, model: str | None) -> None:
+    """Refuse options that mean nothing for what is evaluated."""
+    if vector is not None and (model is not None or predictions is not None):
+        raise SveError("--vector belongs to a run: it is fitted on the run's validation split.", "Leave it out.")
+    if batch_size is not None and predictions is not None:
+        raise SveError("--batch-size is for predicting, and --predictions are made already.", "Leave it out.")
 
 
 def evaluate_run(

@@ -2,46 +2,153 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from sve_cli.commands import distil_options
 from sve_cli.commands.options import Json, Run, command_line, name_list
 from sve_cli.console import Console
 from sve_cli.errors import SveError
 
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+TARGETS = (
+    "merged (one checkpoint per member), averaged (one), adapter (all members in one small file), distilled, "
+    "lora (one PEFT adapter per member), onnx and torch_export (one graph)"
+)
+
+
+Out = Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/exports.")]
+Targets = Annotated[list[str] | None, typer.Option("--to", help=f"{TARGETS}; commas allowed.")]
+Members = Annotated[
+    str | None,
+    typer.Option(
+        "--members",
+        help="Members to write one by one, as in 0,2; or best:2, chosen one after another by the validation NLL of their mean "
+        "probability; default: all.",
+    ),
+]
+ShardSize = Annotated[
+    str | None, typer.Option("--shard-size", help="Split weight files at this size, as in 500MB; default: one file.")
+]
+WithBasis = Annotated[
+    bool, typer.Option("--with-basis", help="adapter: store the singular vectors too, so that loading computes nothing.")
+]
+Rank = Annotated[
+    str,
+    typer.Option(
+        "--rank",
+        help="lora: directions kept in each layer: a number, energy:0.95 (share of Δσ²), fidelity:0.01 (largest logit gap on "
+        "validation inputs) or full.",
+    ),
+]
+ServingRanks = Annotated[
+    bool, typer.Option("--serving-ranks", help="lora: one rank for all layers, of those that servers take (8 to 256).")
+]
+GraphOf = Annotated[
+    str, typer.Option("--graph-of", help="onnx, torch_export: ensemble, averaged or members (one folder a member).")
+]
+Verify = Annotated[
+    Path | None,
+    typer.Option("--verify", help="Export nothing: check that the files of this exported folder are those that were certified."),
+]
+
 
 def export(
     run: Run = None,
-    to: Annotated[
-        list[str] | None, typer.Option("--to", help="merged (one checkpoint per member), averaged (one); commas allowed.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Where to; default: RUN/exports.")] = None,
-    members: Annotated[str | None, typer.Option("--members", help="Members to merge, as in 0,2; default: all.")] = None,
+    to: Targets = None,
+    out: Out = None,
+    members: Members = None,
+    shard_size: ShardSize = None,
+    with_basis: WithBasis = False,
+    rank: Rank = "energy:0.95",
+    serving_ranks: ServingRanks = False,
+    graph_of: GraphOf = "ensemble",
+    distil_epochs: distil_options.Epochs = None,
+    distil_lr: distil_options.Rate = None,
+    distil_rows: distil_options.Rows = None,
+    unlabelled: distil_options.Unlabelled = None,
+    single: distil_options.Single = None,
+    verify: Verify = None,
     as_json: Json = False,
 ) -> None:
-    """Write certified checkpoints for the libraries' own loaders. Each is reloaded in a fresh process and compared."""
+    """Write certified artifacts for the libraries' own loaders. Each is reloaded in a fresh process and compared."""
+    if verify is not None:
+        return _verify(verify, as_json)
     targets = name_list(to)
     if not targets:
-        raise SveError("No export target is named.", "Use --to merged, --to averaged, or both separated by a comma.")
+        raise SveError("No export target is named.", f"Use --to with {TARGETS}; several are separated by commas.")
+    chosen, best = parse_members(members)
+    size = parse_size(shard_size)
+    from sve_cli.export import Options
     from sve_cli.rundir import RunDir, runs_root
     from sve_cli.workflows.export import export as export_run
 
     console = Console(json_mode=as_json)
     found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
     console.say(f"Run: {found.path}")
-    results = export_run(found, targets, console, out=out, members=_members(members), command=command_line())
-    rows = [[str(a.path), f"{c.gaps.max_logit_gap:.1e}", a.loads_with.replace("FOLDER", str(a.path))] for a, c in results]
-    console.table("Certified artifacts", ["folder", "largest logit gap", "loads with"], rows)
+    options = Options(
+        shard_size=size, with_basis=with_basis, rank=rank, serving_ranks=serving_ranks, graph_of=graph_of,
+        distil_epochs=distil_epochs, distil_lr=distil_lr, distil_rows=distil_rows, unlabelled=tuple(name_list(unlabelled)),
+        single=single,
+    )  # fmt: skip
+    results = export_run(found, targets, console, out=out, members=chosen, best=best, options=options, command=command_line())
+    _show(console, results, as_json)
+
+
+def _verify(folder: Path, as_json: bool) -> None:
+    from sve_cli.certify.verify import verify
+
+    console = Console(json_mode=as_json)
+    certificate = verify(folder)
+    console.say(
+        f"Every one of the {len(certificate['files'])} files of '{folder}' is as it was certified on {certificate['created']}."
+    )
     if as_json:
-        console.json([{"artifact": a, "certificate": c} for a, c in results])
+        console.json(certificate)
 
 
-def _members(text: str | None) -> list[int] | None:
+def _show(console: Console, results: list[tuple[Any, Any]], as_json: bool) -> None:
+    rows = [[str(a.path), f"{c.gaps.worst:.1e}", a.loads_with.replace("FOLDER", str(a.path))] for a, c in results]
+    console.table("Certified artifacts", ["folder", "largest gap", "loads with"], rows)
+    if as_json:
+        console.json([{"artifact": _document(a), "certificate": c} for a, c in results])
+
+
+def _document(artifact: Any) -> dict[str, Any]:
+    return {key: getattr(artifact, key) for key in ("kind", "path", "member", "loads_with", "claim", "tolerance", "facts")}
+
+
+def parse_members(text: str | None) -> tuple[list[int] | None, int | None]:
+    """(the members named, None) or (None, how many of the best); (None, None) for all.
+
+    Raises:
+        SveError: it is neither a list of numbers nor best:K.
+    """
+    if text is None:
+        return None, None
+    try:
+        if text.startswith("best:"):
+            return None, int(text.removeprefix("best:"))
+        return [int(part) for part in text.split(",")], None
+    except ValueError:
+        raise SveError(
+            f"--members '{text}' is not a list of member numbers.", "Write for example --members 0,2 or best:2"
+        ) from None
+
+
+def parse_size(text: str | None) -> int | None:
+    """Bytes of a size such as 500MB (powers of ten); None: no limit.
+
+    Raises:
+        SveError: it is no size, or zero.
+    """
     if text is None:
         return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise SveError(f"--members '{text}' is not a list of member numbers.", "Write for example --members 0,2") from None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(KB|MB|GB|)", text.strip().upper())
+    size = 0 if match is None else int(float(match[1]) * UNITS[match[2]])
+    if size < 1:
+        raise SveError(f"--shard-size '{text}' is not a size.", "Write for example --shard-size 500MB")
+    return size

@@ -1,4 +1,4 @@
-"""`sve gate baseline`: what later evaluations are compared with, in one small file."""
+"""`sve gate`: `baseline` makes what later evaluations are compared with, `calibrate` learns how much they may differ."""
 
 from __future__ import annotations
 
@@ -7,13 +7,19 @@ from typing import Annotated, Any
 
 import typer
 
+from sve_cli.commands.gate_calibrate import calibrate
 from sve_cli.commands.gate_options import ProbColumns, evaluated_run
 from sve_cli.commands.options import Json, Run, name_list
 from sve_cli.console import Console
 from sve_cli.errors import SveError
 
-gate_app = typer.Typer(help="What evaluations are compared with; sve evaluate --gate judges.", no_args_is_help=True)
+gate_app = typer.Typer(
+    help="What evaluations are compared with, and how much they may differ; sve evaluate --gate judges.", no_args_is_help=True
+)
 Predictions = Annotated[Path | None, typer.Option(help="A predictions file instead of a run: of this tool, npz, CSV or parquet.")]
+
+
+gate_app.command("calibrate")(calibrate)
 
 
 @gate_app.command("baseline")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 from scipy.stats import rankdata
@@ -15,6 +16,7 @@ from sve_cli.findings import Difference
 from sve_cli.metrics.aggregate import Aggregated, source_name
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
 from sve_cli.metrics.base import DEFAULT_BINS, Metric, Weighted
+from sve_cli.metrics.distribution import Distribution
 from sve_cli.ood.base import OodScore
 from sve_cli.ood.detection import DETECTION, weighted_auroc
 from sve_cli.ood.joint import join
@@ -187,7 +189,10 @@ def _statistics(
 def _stack(first: Aggregated, second: Aggregated) -> Aggregated:
     """The samples of both, one after another."""
     pairs = {f.name: (getattr(first, f.name), getattr(second, f.name)) for f in fields(first)}
-    return replace(first, **{name: np.concatenate(pair) for name, pair in pairs.items() if pair[0] is not None})
+    arrays: dict[str, Any] = {n: np.concatenate(pair) for n, pair in pairs.items() if isinstance(pair[0], np.ndarray)}
+    masks = np.concatenate([first.exists_NC, second.exists_NC])
+    both = Distribution(masks, np.concatenate([first.log_probs_NC, second.log_probs_NC]))
+    return replace(first, distribution=both, **arrays)
 
 
 def describe(metric: Metric, bins: int) -> tuple[str, str, str, str, Direction, str]:

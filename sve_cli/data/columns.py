@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from sve_cli.recipe.spec import DataSpec
 from sve_cli.samples import LazyImages, is_image_type
 
 SOFT_LABELS = "human_probs"
+LENGTH = "length"  # as a slice: words of the text
 _TASK = {"text": "text_classification", "image": "image_classification", "multiple_choice": "multiple_choice"}
 
 
@@ -128,14 +129,21 @@ def read_ids(raw: RawSplit) -> tuple[list[str], bool]:
     return (ids, False) if len(set(ids)) == len(ids) and "" not in ids else (fallback, True)
 
 
-def read_slices(raw: RawSplit, names: list[str], *, strict: bool) -> dict[str, list[str]]:
+def read_slices(
+    raw: RawSplit, names: list[str], *, strict: bool, inputs: Mapping[str, Sequence[Any]] | None = None
+) -> dict[str, list[str]]:
     """The slice columns as strings, class indices as names. Not strict: leave out those the set does not have.
+
+    Where there is no column `length`, that name stands for the number of words (between spaces) of the inputs that are text.
 
     Raises:
         DataError: strict, and a column is missing.
     """
     columns: dict[str, list[str]] = {}
     for name in names:
+        if name == LENGTH and name not in raw.table.column_names and (lengths := word_counts(inputs or {})):
+            columns[name] = lengths
+            continue
         if not strict and name not in raw.table.column_names:
             continue
         values, classes = raw.column(name, "data.slices").to_pylist(), raw.class_names(name)
@@ -143,6 +151,12 @@ def read_slices(raw: RawSplit, names: list[str], *, strict: bool) -> dict[str, l
             values = [classes[v] if isinstance(v, int) and 0 <= v < len(classes) else "" for v in values]
         columns[name] = ["" if v is None else str(v) for v in values]
     return columns
+
+
+def word_counts(inputs: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Words of each sample's texts together, as strings; none where the inputs are no text."""
+    texts = [inputs[name] for name in ("text", "text_pair", "question") if name in inputs]
+    return [str(sum(len(str(text).split()) for text in row)) for row in zip(*texts, strict=True)]
 
 
 def read_soft_labels(raw: RawSplit, names: list[str], classes: list[str]) -> np.ndarray | None:

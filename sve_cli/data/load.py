@@ -100,7 +100,7 @@ def load_samples(
         names = classes or spec.classes or own
         labels_N = mapped_labels(labels_N, own, names)
         soft_NC = read_soft_labels(raw, own, names)
-    slices = read_slices(raw, spec.slices, strict=True)
+    slices = read_slices(raw, spec.slices, strict=True, inputs=inputs)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
 
 
@@ -122,11 +122,12 @@ def _held_out(spec: DataSpec, modality: str) -> Samples:
         raise DataError(f"'{raw.where}' has no sample of a class outside data.classes.", f"Leave '{HELD_OUT}' out of data.ood.")
     ids, _ = read_ids(raw)
     labels_N = np.full(len(ids), UNKNOWN_LABEL, dtype=np.int64)
-    slices = read_slices(raw, spec.slices, strict=True)
+    inputs = read_inputs(raw, spec, modality)
+    slices = read_slices(raw, spec.slices, strict=True, inputs=inputs)
     samples = Samples(
         HELD_OUT,
         "",
-        read_inputs(raw, spec, modality),
+        inputs,
         labels_N,
         ids,
         list(spec.classes),
@@ -262,7 +263,7 @@ def _strict_samples(
         labels_N,
         ids,
         list(classes),
-        read_slices(raw, spec.slices, strict=True),
+        read_slices(raw, spec.slices, strict=True, inputs=inputs),
         soft_NC,
         modality,  # type: ignore[arg-type]
     )

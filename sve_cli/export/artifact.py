@@ -1,138 +1,165 @@
-"""What an exporter writes: one folder per artifact, complete in itself, with a card."""
+"""What an exporter gets, and what it writes: one folder per artifact, complete in itself, with a card.
+
+Shapes: N samples, C classes.
+"""
 
 from __future__ import annotations
 
-import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from sve_cli.backbone import Backbone
-from sve_cli.ensemble import Ensemble
-from sve_cli.errors import CheckFailed
+from sve_cli.backbone import Inputs, Late, Writing
+from sve_cli.ensemble import Ensemble, FactorSource
+from sve_cli.errors import NotExportable
+from sve_cli.export.card import card
+from sve_cli.export.complete import require_complete
+from sve_cli.recipe import Recipe
 
 CARD = "README.md"
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")  # formats that can run code when opened
-REPORT = "This is a fault of the exporter; please report it."
-TIMM_INPUT_KEYS = ("input_size", "interpolation", "crop_pct", "mean", "std")  # what images are prepared with
+TOLERANCE = 1e-4  # largest logit gap in float32
+TOLERANCE_BF16 = 2e-2
+
+LiveOutputs = Callable[[Inputs], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """One exported checkpoint.
+    """One exported folder, and what it claims to be.
 
     Attributes:
-        kind: the export target, "merged" or "averaged".
+        kind: the export target, as in `registry.EXPORTERS`.
         path: its folder.
         member: the member it claims to be; None: none in particular.
         loads_with: the public call that opens it.
+        claim: which live object's answers it must give; a key of `certify.claims.CLAIMS`.
+        reloader: what opens it in the fresh process; a file of `certify/reloaders/`.
+        tolerance: largest |difference| of a logit (and of any other output) that is allowed.
+        versus: what its scores are shown beside: "ensemble", "member".
+        facts: what the certificate should say besides; plain JSON values.
+        live: claim "live" only: the live object itself, inputs -> outputs by name.
     """
 
     kind: str
     path: Path
     member: int | None
     loads_with: str
+    claim: str = "member"
+    reloader: str = "plain"
+    tolerance: float = TOLERANCE
+    versus: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+    live: LiveOutputs | None = field(default=None, repr=False, compare=False)
 
 
-def write_checkpoint(ensemble: Ensemble, model: nn.Module, artifact: Artifact, what: str) -> Artifact:
-    """Write a plain network as a complete checkpoint, with its card."""
-    ensemble.backbone.save(model, artifact.path, ensemble.classes)
-    path = artifact.path / CARD
-    path.write_text(card(ensemble, artifact, what), encoding="utf-8")
-    for written in artifact.path.rglob("*"):
-        if written.is_file():
-            shutil.copymode(path, written)  # safetensors makes files that only their owner reads
+@dataclass(frozen=True)
+class Options:
+    """What `sve export` was told, beyond targets and members; a target reads what concerns it.
+
+    Attributes:
+        shard_size: largest size of a weight file in bytes; None: one file.
+        with_basis: adapter only: store the factors too.
+        rank: lora only: K, energy:SHARE, fidelity:GAP or full; see `export.lora_ranks`.
+        serving_ranks: lora only: one rank for all layers, of those that serving engines take.
+        graph_of: onnx and torch_export only: "ensemble", "averaged" or "members".
+        distil_epochs, distil_lr: distilled only: of the student's training; None: the recipe's.
+        distil_rows: distilled only: most training inputs, drawn by the recipe's seed; None: all.
+        unlabelled: distilled only: sets whose inputs are learnt from too.
+        single: distilled only: a run whose figures stand beside.
+    """
+
+    shard_size: int | None = None
+    with_basis: bool = False
+    rank: str = "energy:0.95"
+    serving_ranks: bool = False
+    graph_of: str = "ensemble"
+    distil_epochs: int | None = None
+    distil_lr: float | None = None
+    distil_rows: int | None = None
+    unlabelled: tuple[str, ...] = ()
+    single: Path | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What an exporter works from.
+
+    Attributes:
+        ensemble: the trained ensemble.
+        members: the members asked for, in order (targets that write one folder a member).
+        options: see `Options`.
+        recipe: of the run; None where there is none (a target that needs it says so).
+        lock: the run's recipe.lock.json: digests of recipe, checkpoint and data.
+        posthoc: the newest evaluation's fitted state as JSON text; "" where there is none.
+        aggregate: how that evaluation takes the members together, as `evaluate.aggregate`.
+        example: a few real inputs as the network gets them, for tracing and for measuring.
+        factors: where decompositions come from, for a target that stores them.
+        prepared: target -> what `workflows.export` made for it before (a distilled network, say).
+    """
+
+    ensemble: Ensemble
+    members: tuple[int, ...]
+    options: Options = field(default_factory=Options)
+    recipe: Recipe | None = None
+    lock: Mapping[str, Any] = field(default_factory=dict)
+    posthoc: str = ""
+    aggregate: str = "probs"
+    example: Callable[[], Inputs] | None = None
+    factors: FactorSource | None = None
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+
+    def require_recipe(self, target: str) -> Recipe:
+        """The run's recipe.
+
+        Raises:
+            NotExportable: there is none.
+        """
+        if self.recipe is None:
+            raise NotExportable(f"The target {target} needs the recipe of a run.", "Export from a run's folder.")
+        return self.recipe
+
+
+@dataclass(frozen=True)
+class Target:
+    """An export target, as `registry.EXPORTERS` names it.
+
+    Attributes:
+        names: the folders that `write` will make below the export's folder; known before any work.
+        write: writes them and says what they claim to be; raises NotExportable where this ensemble has no such artifact.
+        check: (folder, text): refuses a folder that lacks what its loader needs, before it is opened.
+        per_member: whether it writes one folder for each member asked for.
+    """
+
+    names: Callable[[Source], list[str]]
+    write: Callable[[Source, Path], list[Artifact]]
+    check: Callable[[Path, bool], None] = require_complete
+    per_member: bool = False
+
+
+def write_checkpoint(source: Source, make: Callable[[], nn.Module], artifact: Artifact, what: str) -> Artifact:
+    """Write the plain network that `make` gives as a complete checkpoint, layer by layer, with its card."""
+    ensemble = source.ensemble
+    late: Late = {}
+    ensemble.late = late
+    try:
+        ensemble.backbone.save(make(), artifact.path, ensemble.classes, Writing(late, source.options.shard_size))
+    finally:
+        ensemble.late = None
+    write_card(source, artifact, what)
     return artifact
 
 
-def card(ensemble: Ensemble, artifact: Artifact, what: str) -> str:
-    """The model card: what this is, what it is not, how to load it."""
-    name = ensemble.backbone.spec.name
-    local = Path(name).expanduser().exists()
-    base = Path(name).name if local else name  # where a folder lies here is nobody else's business
-    metadata = f"library_name: {ensemble.backbone.library}" + ("" if local or "/" not in name else f"\nbase_model: {name}")
-    shown = ", ".join(ensemble.classes[:20]) + (f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else "")
-    code = usage(ensemble.backbone)
-    return f"""---
-{metadata}
----
+def write_card(source: Source, artifact: Artifact, what: str, code: str | None = None) -> None:
+    """Write the model card; `code`: lines of Python that open it (default: those of its library).
 
-# {artifact.path.name}
-
-{what}
-
-Made from the checkpoint `{base}` with {ensemble.n_members} members. Classes: {shown}.
-
-## How to load it
-
-```python
-{code}
-```
-"""
-
-
-def usage(backbone: Backbone) -> str:
-    """Lines of Python that open an exported folder and predict, without this tool."""
-    if backbone.library == "timm":
-        return """import timm, torch
-from PIL import Image
-model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-with torch.inference_mode():
-    logits = model(transform(Image.open("image.png").convert("RGB")).unsqueeze(0))
-print(model.pretrained_cfg["label_names"][int(logits.argmax())])"""
-    if "SentenceTransformer" in backbone.loads_with:
-        return """from sentence_transformers import SentenceTransformer
-model = SentenceTransformer("FOLDER")  # its output are the logits; config.json names the classes (id2label)
-logits = model.encode(["a text"])
-print(model[0].auto_model.config.id2label[int(logits[0].argmax())])"""
-    causal = "AutoModelForCausalLM" in backbone.loads_with
-    auto = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
-    opened = f"""import torch
-from transformers import {auto}, AutoTokenizer
-tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-model = {auto}.from_pretrained("FOLDER").eval()
-"""
-    if causal:
-        return (
-            opened
-            + """inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-with torch.inference_mode():
-    logits = model(**inputs).logits[0, -1]  # compare the entries of the letters' tokens"""
-        )
-    return (
-        opened
-        + """inputs = tokenizer(["a text"], truncation=True, return_tensors="pt")
-with torch.inference_mode():
-    logits = model(**inputs).logits
-print(model.config.id2label[int(logits.argmax())])"""
-    )
-
-
-def require_complete(folder: Path, text: bool) -> None:
-    """Check that a folder holds what its library needs: weights, config, label names, tokenizer or image preparation.
-
-    Raises:
-        CheckFailed: naming what is missing, or a pickled file.
+    Every file gets the card's permissions: safetensors makes files that only their owner reads.
     """
-    pickled = [p.name for p in folder.rglob("*") if p.suffix in PICKLED]
-    if pickled:
-        raise CheckFailed(f"The export holds a pickled file, '{pickled[0]}', which can run code when opened.")
-    missing = [] if any(folder.glob("*.safetensors")) else ["weights (.safetensors)"]
-    if not (folder / "config.json").is_file():
-        raise CheckFailed(f"The export '{folder.name}' lacks config.json.", REPORT)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if text:
-        names = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-        missing += [] if any((folder / n).is_file() for n in names) else ["a tokenizer"]
-        missing += [] if (folder / "tokenizer_config.json").is_file() else ["tokenizer_config.json"]
-    else:
-        missing += [f"pretrained_cfg.{k}" for k in TIMM_INPUT_KEYS if not config.get("pretrained_cfg", {}).get(k)]
-        missing += [] if config.get("label_names") else ["label_names"]
-    if (folder / "modules.json").is_file():
-        parts = ("1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors")
-        missing += [n for n in parts if not (folder / n).is_file()]
-    if missing:
-        raise CheckFailed(f"The export '{folder.name}' lacks {', '.join(missing)}.", REPORT)
+    path = artifact.path / CARD
+    path.write_text(card(source.ensemble, artifact.path.name, what, code), encoding="utf-8")
+    for written in artifact.path.rglob("*"):
+        if written.is_file():
+            shutil.copymode(path, written)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sve_cli.ensemble import Ensemble
-from sve_cli.export.artifact import Artifact, write_checkpoint
+from sve_cli.export.artifact import Artifact, Source, Target, write_checkpoint
 
 
-def export_averaged(ensemble: Ensemble, folder: Path) -> list[Artifact]:
+def export_averaged(source: Source, folder: Path) -> list[Artifact]:
     """Write `folder/averaged/`.
 
     Raises:
         NotExportable: the members cannot be averaged into one network.
     """
-    artifact = Artifact("averaged", folder / "averaged", None, ensemble.backbone.loads_with)
+    ensemble = source.ensemble
+    loads_with = ensemble.backbone.loads_with
+    artifact = Artifact("averaged", folder / "averaged", None, loads_with, claim="averaged", versus=("ensemble",))
     what = (
         f"One network with the mean of the parameters of {ensemble.n_members} members. It is not the ensemble: averaging "
         "parameters is not averaging probabilities, and it has no uncertainty between members. Its own numbers are below."
     )
-    return [write_checkpoint(ensemble, ensemble.averaged_model(), artifact, what)]
+    return [write_checkpoint(source, ensemble.averaged_model, artifact, what)]
+
+
+TARGET = Target(lambda source: ["averaged"], export_averaged)

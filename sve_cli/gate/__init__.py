@@ -1,7 +1,9 @@
 """Gates: what may get how much worse, judged from both sides' predictions. Nothing here opens a model or prints."""
 
 from sve_cli.gate.baseline import BASELINE_SCHEMA, Baseline, differing, load_baseline, make_baseline, metrics_by_key
+from sve_cli.gate.calibrate import Learned, how_sure, learn, learn_all
 from sve_cli.gate.condition import Condition, parse_condition
+from sve_cli.gate.edit import new_gate_file, with_slacks
 from sve_cli.gate.rule import (
     Against,
     Alone,
@@ -12,6 +14,7 @@ from sve_cli.gate.rule import (
     judge_worsening,
     share_level,
     unpaired,
+    worst_check,
 )
 from sve_cli.gate.samples import Samples, changed_samples, missing_notes, pair, recomputable, samples_of
 from sve_cli.gate.spec import GateFile, GateSettings, GateSpec, load_gates, parse_gates
@@ -25,19 +28,24 @@ __all__ = [
     "GateFile",
     "GateSettings",
     "GateSpec",
+    "Learned",
     "Level",
     "Samples",
     "alone",
     "changed_samples",
     "differing",
+    "how_sure",
     "judge_condition",
     "judge_limit",
     "judge_worsening",
+    "learn",
+    "learn_all",
     "load_baseline",
     "load_gates",
     "make_baseline",
     "metrics_by_key",
     "missing_notes",
+    "new_gate_file",
     "pair",
     "parse_condition",
     "parse_gates",
@@ -45,4 +53,6 @@ __all__ = [
     "samples_of",
     "share_level",
     "unpaired",
+    "with_slacks",
+    "worst_check",
 ]

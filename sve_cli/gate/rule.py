@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.special import ndtri, stdtrit
@@ -163,6 +163,34 @@ def judge_condition(condition: Condition, value: float, direction: Direction, n:
         condition.text, _label(condition.key), "condition", "fail" if fails else "pass", sentence, direction, value,
         allowed=condition.number, n=n, notes=notes,
     )  # fmt: skip
+
+
+def worst_check(key: str, checks: Sequence[Check]) -> Check:
+    """The check of the slice that is worst off, under the address `key`; what can be seen is what the blindest slice shows.
+
+    Args:
+        checks: of one rule, a slice each.
+    """
+    chosen = max(checks, key=lambda check: (check.outcome == "fail", _excess(check), _excess(check, seen=True)))
+    seen = [check for check in checks if check.detectable is not None]
+    blindest = max(seen, key=lambda check: (check.detectable or 0.0) - (check.detect or 0.0)) if seen else chosen
+    name = chosen.key if chosen.rule != "condition" else chosen.key.rsplit(" ", 2)[0].strip('"')
+    of = f"The worst of {len(checks)} slices is {name.removeprefix('slice.').rpartition('.')[0]}. " if len(checks) > 1 else ""
+    failed, blind = sum(check.outcome == "fail" for check in checks), sum(check.blind for check in checks)
+    notes = [f"{failed} of {len(checks)} slices fail."] if failed > 1 else []
+    notes += [f"{blind} of {len(checks)} slices are too small to show what must not pass unseen."] if blind else []
+    return replace(
+        chosen, key=key, label=_label(key), sentence=of + chosen.sentence, detectable=blindest.detectable, detect=blindest.detect,
+        notes=[*chosen.notes, *notes],
+    )  # fmt: skip
+
+
+def _excess(check: Check, seen: bool = False) -> float:
+    """How far a check lies beyond what it allows: the near end of its interval, or what was seen."""
+    sign = -1.0 if check.direction == "higher" and check.rule != "worsening" else 1.0
+    value = check.worsening if check.rule == "worsening" else check.value
+    near = value if seen or check.rule == "condition" else check.low if sign > 0 else check.high
+    return -math.inf if near is None else sign * (near - (check.allowed or 0.0))
 
 
 def amounts(metric: str) -> Callable[[float], str]:

@@ -12,6 +12,7 @@ import numpy as np
 from sve_cli.errors import SveError
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric
+from sve_cli.metrics.distribution import Distribution
 from sve_cli.registry import METRICS
 
 AGREE = 1e-6  # a metric recomputed from samples equals the report's within this
@@ -54,12 +55,13 @@ class Samples:
         true_N = np.exp(-self.nll_N)
         rest_N = np.sqrt(np.maximum(self.squares_N - np.square(true_N), 0.0))
         log_probs_NC = np.stack([-self.nll_N, np.log(np.maximum(rest_N, 1e-300))], axis=1)
+        wrong_NC = np.stack([true_N - 1.0, rest_N], axis=1)
         nothing_N = np.full(self.n, np.nan)
         return Aggregated(
             labels_N=np.zeros(self.n, dtype=np.int64),
-            log_probs_NC=log_probs_NC,
-            probs_NC=np.stack([true_N, rest_N], axis=1),
-            exists_NC=np.ones((self.n, 2), dtype=bool),
+            distribution=Distribution(None, log_probs_NC),
+            log_label_N=-self.nll_N,
+            squared_error_N=np.square(wrong_NC).sum(axis=1),
             predicted_N=(self.correct_N < 0.5).astype(np.int64),
             confidence_N=self.confidence_N,
             entropy_N=nothing_N,
@@ -87,8 +89,9 @@ def samples_of(view: Aggregated, ids_N: list[str], classes: list[str]) -> Sample
         labels_N=labels_N,
         confidence_N=view.confidence_N[rows],
         correct_N=view.correct_N[rows],
-        nll_N=-view.log_probs_NC[rows, labels_N],
-        squares_N=np.square(view.probs_NC[rows]).sum(axis=1),
+        nll_N=-view.log_label_N[rows],
+        # sum of (p - y)² = sum of p² - 2 p(label) + 1
+        squares_N=view.squared_error_N[rows] + 2.0 * np.exp(view.log_label_N[rows]) - 1.0,
         classes=classes,
     )
 
@@ -156,6 +159,8 @@ def missing_notes(shared: int, sizes: dict[str, int], max_missing: float) -> lis
     notes = []
     for name, n in sizes.items():
         left_out = n - shared
+        if not n:
+            raise SveError(f"None of the samples that are compared are among those of {name}.", "Make a new baseline.")
         if not shared or left_out > max_missing * n:
             raise SveError(
                 f"{left_out:,} of the {n:,} samples of {name} ({100 * left_out / n:.1f} %) are not on the other side; at most "

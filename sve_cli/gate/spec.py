@@ -37,6 +37,7 @@ class GateSettings:
 
     baseline: str | None = doc("A baseline file, predictions, a run or a report; relative to this file.", None)
     on_missing_baseline: Policy | None = doc("What happens without a baseline: fail, warn or pass; null: an error.", None)
+    on_missing_slice: Policy | None = doc("What happens where a slice is missing or too small; null: an error.", None)
     confidence: float = doc("Level of the intervals.", 0.95, above=0.5, high=0.999)
     share_level: bool = doc("Share 1 - confidence among all comparisons, so that more gates give no more false alarms.", True)
     bootstrap: int = doc("Bootstrap resamples behind each interval.", 2000, low=100)

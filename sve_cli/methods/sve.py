@@ -66,6 +66,7 @@ class SVELinear(MatrixLinear):
         width: how many columns train now (`rank_start` and `widen_over`); those beyond are still 0 and not computed.
     """
 
+    uses_factors = True
     s_R: Tensor
     live_R: Tensor
     a_RI: Tensor
@@ -135,6 +136,17 @@ class SVELinear(MatrixLinear):
         with torch.no_grad():
             a_RI, b_OR, gain_R = self.a_RI[: self.rank], self.b_OR[:, : self.rank], self.gain_MR((member,))[0]
             return linear_forms.merged_weight(self.weight_OI, a_RI, b_OR, gain_R), self.plain_bias(member)
+
+    def change(self, member: int, z_I: Tensor) -> Tensor:
+        with torch.no_grad():
+            a_RI, b_OR = self.a_RI[: self.rank].double(), self.b_OR[:, : self.rank].double()
+            return b_OR @ ((self.gain_MR((member,))[0].double() - 1) * (a_RI @ z_I.double()))
+
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        with torch.no_grad():
+            change_R = self.gain_MR((member,))[0] - 1
+            left_OR, right_RI = self.b_OR[:, : self.rank] * change_R, self.a_RI[: self.rank]
+            return left_OR, right_RI, (change_R * self.s_R).abs()
 
 
 class SVEEnsemble(MatrixEnsemble):

@@ -60,6 +60,12 @@ class HybridLinear(sve.SVELinear):
         with torch.no_grad():
             return weight_OI + self.lora.delta_OI(member), bias
 
+    def change(self, member: int, z_I: Tensor) -> Tensor:
+        return super().change(member, z_I) + self.lora.delta_OI(member).double() @ z_I.double()
+
+    def directions(self, member: int) -> None:
+        return None  # the update's directions are not those of Σ
+
 
 class SveLora:
     """The method's registry entry."""

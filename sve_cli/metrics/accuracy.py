@@ -8,7 +8,7 @@ accuracy = Metric(
     "accuracy",
     "higher",
     "Share of samples whose most probable class is the label (0 to 1).",
-    lambda view, bins: weighted_mean(view.correct_N),
+    lambda view, bins: weighted_mean(view, view.correct_N),
     limits=(0.0, 1.0),
     interval="proportion",
 )

@@ -6,22 +6,22 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
-from sve_cli.statistics import grouped_sums, tie_groups
+from sve_cli.metrics.ranking import first_reaching, ranking_of, up_to
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    group_N, n_groups = tie_groups(view.confidence_N)
-    gap_N = view.correct_N - view.confidence_N
+    ranking = ranking_of(view)
+    shares_K = np.arange(1, bins)[:, None] / bins
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
         # Cumulative gap as a piecewise linear function of cumulative mass; a bin's gap is its rise between two cuts.
-        mass_GR = np.cumsum(grouped_sums(weights_NR, group_N, n_groups), axis=0)
-        rise_GR = np.cumsum(grouped_sums(weights_NR, group_N, n_groups, gap_N), axis=0)
-        start = np.zeros((1, weights_NR.shape[1]))
-        mass_RG, rise_RG = np.concatenate([start, mass_GR]).T.copy(), np.concatenate([start, rise_GR]).T.copy()
-        shares = np.linspace(0.0, 1.0, bins + 1)
-        pairs = zip(mass_RG, rise_RG, strict=True)
-        return np.stack([np.diff(np.interp(shares * m[-1], m, r)) / m[-1] for m, r in pairs], axis=1)
+        mass_GR, gaps_GR = ranking.mass(weights_UR), ranking.gaps(weights_UR)
+        cuts_KR = shares_K * mass_GR[-1]
+        at_KR = first_reaching(mass_GR, cuts_KR)
+        (mass_KR, mass_after), (gap_KR, gap_after) = up_to(mass_GR, at_KR), up_to(gaps_GR, at_KR)
+        gap_KR = gap_KR + (gap_after - gap_KR) * (cuts_KR - mass_KR) / (mass_after - mass_KR)
+        ends = [np.zeros((1, weights_UR.shape[1])), gap_KR, gaps_GR[-1:]]
+        return np.asarray(np.diff(np.concatenate(ends), axis=0)[::-1] / mass_GR[-1])  # the least confident bin first
 
     return weighted
 
@@ -34,4 +34,5 @@ adaptive_ece_top1 = Metric(
     from_parts(_gaps),
     limits=(0.0, 1.0),
     parts=_gaps,
+    ranked=True,
 )

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from sve_cli.errors import SveError
+from sve_cli.metrics.distribution import KEPT, Distribution, row_blocks
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.statistics import ensemble_uncertainty, log_softmax, require_usable
+from sve_cli.statistics import ensemble_uncertainty, log_option_counts, log_softmax, require_usable
 
 
 @dataclass(frozen=True)
 class Aggregated:
-    """The ensemble's view of N samples in float64.
+    """The ensemble's view of N samples in float64: a few numbers a sample, computed once and shared by all metrics.
 
     Attributes:
         labels_N: true class, -1 unknown.
-        log_probs_NC, probs_NC: the ensemble's distribution; -inf and 0 for options that do not exist.
-        exists_NC: bool, the option exists.
+        distribution: the ensemble's log-probabilities, for the few metrics that need them all.
         predicted_N: most probable class (the first of equals).
         confidence_N: its probability.
+        log_label_N: log-probability of the label; NaN where unknown.
+        squared_error_N: sum over classes of the squared error of the probabilities; NaN where the label is unknown.
         entropy_N, expected_entropy_N, mutual_information_N: see `statistics.ensemble_uncertainty`.
         disagreement_N: share of the pairs of members with different most probable classes; 0 for one member.
         variation_ratio_N: share of the members outside the most frequent vote; 0 for one member.
         soft_labels_NC: the label distribution, each row summing to one; None where the data has none.
+        unit_N, n_units: which of the units that are resampled together each sample belongs to; None: each is its own.
     """
 
     labels_N: np.ndarray
-    log_probs_NC: np.ndarray
-    probs_NC: np.ndarray
-    exists_NC: np.ndarray
+    distribution: Distribution
     predicted_N: np.ndarray
     confidence_N: np.ndarray
+    log_label_N: np.ndarray
+    squared_error_N: np.ndarray
     entropy_N: np.ndarray
     expected_entropy_N: np.ndarray
     mutual_information_N: np.ndarray
     disagreement_N: np.ndarray
     variation_ratio_N: np.ndarray
     soft_labels_NC: np.ndarray | None = None
+    unit_N: np.ndarray | None = None
+    n_units: int = 0
 
     @property
     def n(self) -> int:
@@ -46,12 +54,43 @@ class Aggregated:
 
     @property
     def n_classes(self) -> int:
-        return int(self.probs_NC.shape[1])
+        return self.distribution.shape[1]
 
     @property
+    def log_probs_NC(self) -> np.ndarray:
+        """The ensemble's log-probabilities, -inf for options that do not exist; many samples take much memory."""
+        return self.distribution.all()
+
+    @cached_property
+    def probs_NC(self) -> np.ndarray:
+        """The ensemble's probabilities; many samples take much memory."""
+        return np.exp(self.distribution.all())
+
+    @property
+    def exists_NC(self) -> np.ndarray:
+        """Bool, the option exists."""
+        mask_NC = self.distribution.mask_NC
+        return np.ones(self.distribution.shape, dtype=bool) if mask_NC is None else mask_NC
+
+    @property
+    def all_exist(self) -> bool:
+        """Whether every sample has every option."""
+        return self.distribution.mask_NC is None or bool(self.distribution.mask_NC.all())
+
+    @cached_property
     def correct_N(self) -> np.ndarray:
         """1.0 where the predicted class is the label, else 0.0."""
         return (self.predicted_N == self.labels_N).astype(np.float64)
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` returns, made once for this view: metrics share their tables."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    @cached_property
+    def _made(self) -> dict[object, Any]:
+        return {}
 
     def labelled(self) -> Aggregated:
         """The samples whose label is known."""
@@ -60,8 +99,14 @@ class Aggregated:
 
     def part(self, keep: np.ndarray) -> Aggregated:
         """The samples `keep` (indices or a boolean mask)."""
+        index = np.flatnonzero(keep) if keep.dtype == bool else keep
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: values[keep] for name, values in arrays.items() if values is not None})
+        kept: dict[str, Any] = {name: values[index] for name, values in arrays.items() if isinstance(values, np.ndarray)}
+        return replace(self, distribution=self.distribution.part(index), **kept)
+
+    def in_units(self, n_units: int, rng: np.random.Generator) -> Aggregated:
+        """The same samples in random groups of equal size (but for one), which are resampled together."""
+        return replace(self, unit_N=rng.permutation(self.n) % n_units, n_units=n_units)
 
 
 def log_probs(predictions: Predictions) -> np.ndarray:
@@ -78,31 +123,53 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
     """
     where = source_name(predictions)
     require_usable(predictions.logits_MNC, predictions.mask_NC, predictions.ids_N, where)
-    shape = predictions.logits_MNC.shape[1:]
-    exists_NC = np.ones(shape, dtype=bool) if predictions.mask_NC is None else predictions.mask_NC
-    labels_N = predictions.labels_N
-    wrong_N = (labels_N != UNKNOWN_LABEL) & ~exists_NC[np.arange(len(labels_N)), labels_N]
-    if wrong_N.any():
-        sample = predictions.ids_N[int(np.argmax(wrong_N))]
-        raise SveError(f"The label of sample '{sample}' of '{where}' is an option that does not exist.", "Mend the row.")
-    uncertainty = ensemble_uncertainty(predictions.logits_MNC, predictions.mask_NC, how)
-    probs_NC = np.exp(uncertainty.log_probs_NC)
-    predicted_N = uncertainty.log_probs_NC.argmax(axis=1)
-    disagreement_N, variation_ratio_N = _votes(predictions.logits_MNC, predictions.mask_NC)
+    labels_N, mask_NC = predictions.labels_N, predictions.mask_NC
+    if mask_NC is not None:
+        wrong_N = (labels_N != UNKNOWN_LABEL) & ~mask_NC[np.arange(len(labels_N)), labels_N]
+        if wrong_N.any():
+            sample = predictions.ids_N[int(np.argmax(wrong_N))]
+            raise SveError(f"The label of sample '{sample}' of '{where}' is an option that does not exist.", "Mend the row.")
+    disagreement_N, variation_ratio_N = _votes(predictions.logits_MNC, mask_NC)
+    numbers, distribution = _per_sample(predictions, how)
+    exists_NC = np.ones(distribution.shape, dtype=bool) if mask_NC is None and predictions.soft_labels_NC is not None else mask_NC
     return Aggregated(
         labels_N=labels_N,
-        log_probs_NC=uncertainty.log_probs_NC,
-        probs_NC=probs_NC,
-        exists_NC=exists_NC,
-        predicted_N=predicted_N,
-        confidence_N=np.take_along_axis(probs_NC, predicted_N[:, None], axis=1)[:, 0],
-        entropy_N=uncertainty.total_N,
-        expected_entropy_N=uncertainty.expected_N,
-        mutual_information_N=uncertainty.mutual_N,
+        distribution=distribution,
         disagreement_N=disagreement_N,
         variation_ratio_N=variation_ratio_N,
-        soft_labels_NC=_soft_labels(predictions, exists_NC, where),
+        soft_labels_NC=None if exists_NC is None else _soft_labels(predictions, exists_NC, where),
+        **numbers,
     )
+
+
+def _per_sample(predictions: Predictions, how: str) -> tuple[dict[str, Any], Distribution]:
+    """What is computed from all classes of a sample, and the log-probabilities themselves where they are few."""
+    logits_MNC, mask_NC, labels_N = predictions.logits_MNC, predictions.mask_NC, predictions.labels_N
+    n, width = logits_MNC.shape[1:]
+    few = n * width <= KEPT
+    scale_N, kept_NC = log_option_counts(mask_NC), None
+    parts: dict[str, list[np.ndarray]] = {}
+    for rows in [slice(0, n)] if few else row_blocks(n, width):
+        mask_BC = None if mask_NC is None else mask_NC[rows]
+        found = ensemble_uncertainty(logits_MNC[:, rows], mask_BC, how, None if scale_N is None else scale_N[rows])
+        probs_BC = np.exp(found.log_probs_NC)
+        predicted_B, index = found.log_probs_NC.argmax(axis=1), np.arange(len(probs_BC))
+        confidence_B, label_B = probs_BC[index, predicted_B], labels_N[rows]
+        probs_BC[index, label_B] -= 1.0  # an unknown label is -1: its row is not used
+        unknown_B = label_B == UNKNOWN_LABEL
+        for name, values in (
+            ("predicted_N", predicted_B),
+            ("confidence_N", confidence_B),
+            ("log_label_N", np.where(unknown_B, np.nan, found.log_probs_NC[index, label_B])),
+            ("squared_error_N", np.where(unknown_B, np.nan, np.square(probs_BC, out=probs_BC).sum(axis=1))),
+            ("entropy_N", found.total_N),
+            ("expected_entropy_N", found.expected_N),
+            ("mutual_information_N", found.mutual_N),
+        ):
+            parts.setdefault(name, []).append(values)
+        kept_NC = found.log_probs_NC if few else None
+    numbers = {name: np.concatenate(values) for name, values in parts.items()}
+    return numbers, Distribution(mask_NC, kept_NC) if few else Distribution(mask_NC, None, logits_MNC, how)
 
 
 def source_name(predictions: Predictions) -> str:

@@ -6,28 +6,44 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted
-from sve_cli.statistics import grouped_sums, tie_groups
+from sve_cli.metrics.ranking import ranking_of
+from sve_cli.metrics.sums import remembering
 
 
 def aurc_of(view: Aggregated, bins: int) -> Weighted:
     """The area as a function of whole-number weights."""
-    group_N, n_groups = tie_groups(-view.confidence_N)
-    error_N = 1.0 - view.correct_N
+    found: Weighted = view.once("aurc", lambda: remembering(_area(view)))
+    return found
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        mass_GR = grouped_sums(weights_NR, group_N, n_groups)
-        errors_GR = grouped_sums(weights_NR, group_N, n_groups, error_N)
-        mass_after, errors_after = np.cumsum(mass_GR, axis=0), np.cumsum(errors_GR, axis=0)
-        mass_before, errors_before = mass_after - mass_GR, errors_after - errors_GR
-        total = mass_after[-1]
-        harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, total.max() + 1.0))])
+
+def _area(view: Aggregated) -> Weighted:
+    ranking = ranking_of(view)
+    wrong_E = ranking.wrong_E
+
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        mass_GR, errors_ER = ranking.mass(weights_UR), ranking.errors(weights_UR)
+        total_R, after_ER = mass_GR[-1], mass_GR[wrong_E]
+        before_ER = np.where(wrong_E[:, None] > 0, mass_GR[np.maximum(wrong_E - 1, 0)], 0.0)
+        harmonic = harmonic_numbers(total_R.max())
+        to_end_ER = harmonic[_whole(total_R)] - harmonic[_whole(after_ER)]
+        own_ER = harmonic[_whole(after_ER)] - harmonic[_whole(before_ER)]
         # Within a group of g tied samples with error rate e, E errors and w samples above it, the risks add up to
-        # sum_{j=1..g} (E + j e) / (w + j) = g e + (E - w e) (H(w + g) - H(w)).
-        rate_GR = np.divide(errors_GR, mass_GR, out=np.zeros_like(errors_GR), where=mass_GR > 0)
-        steps_GR = harmonic[np.rint(mass_after).astype(np.int64)] - harmonic[np.rint(mass_before).astype(np.int64)]
-        return np.asarray((errors_GR + (errors_before - mass_before * rate_GR) * steps_GR).sum(axis=0) / total)
+        # sum_{j=1..g} (E + j e) / (w + j) = g e + (E - w e) (H(w + g) - H(w)). What stands above, E, is summed from the other
+        # side: each error adds H(n) - H(its last place), so that only the groups with errors count.
+        size_ER = after_ER - before_ER
+        rate_ER = np.divide(errors_ER, size_ER, out=np.zeros_like(errors_ER), where=size_ER > 0)
+        return np.asarray((errors_ER * (1.0 + to_end_ER) - before_ER * rate_ER * own_ER).sum(axis=0) / total_R)
 
     return weighted
+
+
+def harmonic_numbers(most: float) -> np.ndarray:
+    """H(0), H(1), ... H(most)."""
+    return np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1.0, most + 1.0))])
+
+
+def _whole(mass: np.ndarray) -> np.ndarray:
+    return np.asarray(np.rint(mass).astype(np.int64))
 
 
 aurc = Metric(
@@ -37,4 +53,5 @@ aurc = Metric(
     "times 1000); errors among equal confidences are spread evenly.",
     aurc_of,
     limits=(0.0, 1.0),
+    ranked=True,
 )

@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.metrics.sums import Sums, mass_of, sum_of
 from sve_cli.report import Direction
 
 DEFAULT_BINS = 15
 
-# Counts of each sample in each resample, float64 (N, R) -> the metric on each resample (R,).
-# With all counts 1 it is the metric itself, so that value and interval come from the same code.
-Weighted = Callable[[np.ndarray], np.ndarray]
+# Counts of each unit (a sample, or a group of them, see `metrics.sums`) in each resample, float64 (U, R) -> the metric on each
+# resample (R,). With all counts 1 it is the metric itself, so that value and interval come from the same code.
+Weighted = Sums
 
 Prepare = Callable[[Aggregated, int], Weighted]
 Norm = Literal["sum", "squares", "max"]
@@ -40,6 +41,7 @@ class Metric:
         interval: how the interval comes about when there are no `parts`.
         parts: (view, bins) -> the signed gaps (B, R) whose norm the metric is, if it is one; its interval comes from them.
         norm: sum of |gap|, sum of gap squared, or largest |gap|.
+        ranked: works on the samples in order of confidence, which is coarser where samples are resampled in groups.
     """
 
     template: str
@@ -53,6 +55,7 @@ class Metric:
     interval: Interval = "percentile"
     parts: Prepare | None = None
     norm: Norm = "sum"
+    ranked: bool = False
 
     def key(self, bins: int = DEFAULT_BINS) -> str:
         """The report key."""
@@ -95,10 +98,7 @@ def from_parts(parts: Prepare, norm: Norm = "sum") -> Prepare:
     return prepare
 
 
-def weighted_mean(values_N: np.ndarray) -> Weighted:
-    """A mean over samples, as a function of their weights."""
-
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        return np.asarray(values_N @ weights_NR / weights_NR.sum(axis=0))
-
-    return weighted
+def weighted_mean(view: Aggregated, values_N: np.ndarray) -> Weighted:
+    """A mean over samples, as a function of the weights."""
+    total, mass = sum_of(view, values_N), mass_of(view)
+    return lambda weights_UR: np.asarray(total(weights_UR) / mass(weights_UR))

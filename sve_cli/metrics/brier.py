@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, weighted_mean
 
 
 def _brier(view: Aggregated, bins: int) -> Weighted:
-    error_NC = view.probs_NC.copy()
-    error_NC[np.arange(view.n), view.labels_N] -= 1.0
-    return weighted_mean(np.square(error_NC).sum(axis=1))  # options that do not exist have p = 0 and add nothing
+    return weighted_mean(view, view.squared_error_N)  # options that do not exist have p = 0 and add nothing
 
 
 brier = Metric(

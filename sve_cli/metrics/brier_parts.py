@@ -14,18 +14,19 @@ from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.metrics.brier import brier
 from sve_cli.metrics.class_bins import class_bins, label_counts, option_mass
+from sve_cli.metrics.sums import mass_of
 
 DEAR = 200  # resamples at most: N times C terms each
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    tables = class_bins(view, bins)
+    table, mass = class_bins(view, bins), mass_of(view)
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        gap_CBR, count_CBR = tables(weights_NR)
-        root_CBR = np.sqrt(np.maximum(count_CBR, 0.0) * weights_NR.sum(axis=0))
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        gap_CBR, count_CBR = table.gaps(weights_UR), table.counts(weights_UR)
+        root_CBR = np.sqrt(np.maximum(count_CBR, 0.0) * mass(weights_UR))
         gaps_CBR = np.divide(gap_CBR, root_CBR, out=np.zeros_like(gap_CBR), where=count_CBR > 0)
-        return np.asarray(gaps_CBR.reshape(-1, weights_NR.shape[1]))
+        return np.asarray(gaps_CBR.reshape(-1, weights_UR.shape[1]))
 
     return weighted
 
@@ -34,12 +35,12 @@ _reliability = from_parts(_gaps, "squares")
 
 
 def _uncertainty(view: Aggregated, bins: int) -> Weighted:
-    seen, mass = label_counts(view), option_mass(view)
+    seen, mass, total = label_counts(view), option_mass(view), mass_of(view)
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        mass_CR, seen_CR = mass(weights_NR), seen(weights_NR)
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        mass_CR, seen_CR = mass(weights_UR), seen(weights_UR)
         share_CR = np.divide(seen_CR, mass_CR, out=np.zeros_like(seen_CR), where=mass_CR > 0)
-        return np.asarray((seen_CR * (1.0 - share_CR)).sum(axis=0) / weights_NR.sum(axis=0))
+        return np.asarray((seen_CR * (1.0 - share_CR)).sum(axis=0) / total(weights_UR))
 
     return weighted
 
@@ -50,7 +51,7 @@ def _resolution(view: Aggregated, bins: int) -> Weighted:
         (1.0, _uncertainty(view, bins)),
         (-1.0, brier.prepare(view, bins)),
     ]
-    return lambda weights_NR: np.asarray(sum(sign * part(weights_NR) for sign, part in parts))
+    return lambda weights_UR: np.asarray(sum(sign * part(weights_UR) for sign, part in parts))
 
 
 brier_reliability = Metric(

@@ -10,13 +10,13 @@ from sve_cli.metrics.class_bins import class_bins, option_mass
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    tables, mass = class_bins(view, bins, with_counts=False), option_mass(view)
+    table, mass = class_bins(view, bins), option_mass(view)
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        gap_CBR, mass_CR = tables(weights_NR)[0], mass(weights_NR)
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        gap_CBR, mass_CR = table.gaps(weights_UR), mass(weights_UR)
         total_CR = mass_CR * (mass_CR > 0).sum(axis=0)
         shares_CBR = np.divide(gap_CBR, total_CR[:, None], out=np.zeros_like(gap_CBR), where=total_CR[:, None] > 0)
-        return np.asarray(shares_CBR.reshape(-1, weights_NR.shape[1]))
+        return np.asarray(shares_CBR.reshape(-1, weights_UR.shape[1]))
 
     return weighted
 

@@ -8,6 +8,6 @@ disagreement = Metric(
     "disagreement",
     "none",
     "Share of member pairs with different most probable classes, mean over samples (0 for one member).",
-    lambda view, bins: weighted_mean(view.disagreement_N),
+    lambda view, bins: weighted_mean(view, view.disagreement_N),
     needs_labels=False,
 )

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.metrics.binning import bin_index
-from sve_cli.statistics import grouped_sums
+from sve_cli.metrics.sums import mass_of, sum_by
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    index_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
-
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        # The weight of a bin cancels: (n_b / n) |acc_b - conf_b| = |sum of (correct - confidence) in b| / n.
-        return grouped_sums(weights_NR, index_N, bins, gap_N) / weights_NR.sum(axis=0)
-
-    return weighted
+    gaps = sum_by(view, bin_index(view.confidence_N, bins), bins, view.correct_N - view.confidence_N)
+    mass = mass_of(view)
+    # The weight of a bin cancels: (n_b / n) |acc_b - conf_b| = |sum of (correct - confidence) in b| / n.
+    return lambda weights_UR: gaps(weights_UR) / mass(weights_UR)
 
 
 ece_top1 = Metric(

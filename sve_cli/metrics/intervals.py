@@ -16,7 +16,8 @@ What did not vary in the data could vary elsewhere: see `unseen_share`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -29,32 +30,41 @@ STEPS = 14  # halvings of the search: 1e-4 of the value
 FLAT = 1e-12  # resamples that differ by less do not differ
 MOST_SCALE = 1e3
 WORK, FEWEST = 50_000_000, 100  # samples times resamples at most, down to this many resamples
+MANY, UNITS = 50_000, 2_000  # more samples are resampled in so many random groups of equal size
 
 
 def measure(
-    view: Aggregated, metrics: Sequence[Metric], bins: int, bootstrap: int, confidence: float, seed: int
+    view: Aggregated,
+    metrics: Sequence[Metric],
+    bins: int,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+    many: int | None = None,
 ) -> dict[str, MetricValue]:
     """Values and intervals of metrics over the same samples, by report key; nothing when there are none.
 
     All share the resamples of `seed`. No interval with `bootstrap` 0, or where none can be said.
+
+    Args:
+        many: more samples than this are resampled in random groups; None: the module's default.
     """
     if not view.n or not metrics:
         return {}
-    functions: list[Weighted] = [(metric.parts or metric.prepare)(view, bins) for metric in metrics]
-    resamples = min(bootstrap, max(FEWEST, WORK // view.n))
-    limits = [metric.max_resamples or resamples for metric in metrics]
-    drawn: list[list[np.ndarray]] = [[] for _ in metrics]
-    done = 0
-    for weights_NR in bootstrap_counts(view.n, resamples, seeded(seed, "bootstrap")):
-        for values, function, limit in zip(drawn, functions, limits, strict=True):
-            if (left := limit - done) > 0:
-                values.append(function(np.ascontiguousarray(weights_NR[:, :left])))
-        done += weights_NR.shape[1]
+    units = resampling_units(view, seed, many)
+    grouped = units is not view
+    functions: list[Weighted] = [(metric.parts or metric.prepare)(units, bins) for metric in metrics]
+    resamples = bootstrap if grouped else min(bootstrap, max(FEWEST, WORK // view.n))
+    drawn = _resampled(functions, [metric.max_resamples or resamples for metric in metrics], units, resamples, seed)
     known = view.labels_N >= 0
     one_outcome = bool(known.all()) and len(np.unique(view.correct_N)) == 1
+    once = np.ones((units.n_units or units.n, 1))
     found = {}
     for metric, function, values in zip(metrics, functions, drawn, strict=True):
-        seen = function(np.ones((view.n, 1)))[..., 0]
+        seen = function(once)[..., 0]
+        if grouped and metric.ranked:  # by the order of single samples; the resamples know it in pools
+            exact = (metric.parts or metric.prepare)(view, bins)(np.ones((view.n, 1)))[..., 0]
+            values, seen = [resampled + (exact - seen)[..., None] for resampled in values], exact
         value = float(norm_of(seen, metric.norm)) if metric.parts else float(seen)
         low, high = None, None
         if bootstrap:
@@ -62,8 +72,54 @@ def measure(
             low, high = interval_of(metric, value, seen, resampled, view.n, confidence, metric.needs_labels and one_outcome)
         fewer = min(resamples, metric.max_resamples or resamples) < min(bootstrap, metric.max_resamples or bootstrap)
         note = f" Interval from {resamples} resamples, because there are many samples." if fewer else ""
+        if grouped and metric.interval != "proportion":
+            note = f" Samples are resampled in {UNITS:,} random groups, because there are many."
         found[metric.key(bins)] = MetricValue(value, view.n, metric.direction, metric.definition(bins) + note, low, high)
     return found
+
+
+def how_resampled(n: int, bootstrap: int) -> str:
+    """How the intervals over n samples come about, in words."""
+    if not bootstrap:
+        return "none (bootstrap: 0)"
+    if n > MANY:
+        return f"{bootstrap:,} resamples of {UNITS:,} random groups of {n // UNITS:,} or {n // UNITS + 1:,} samples"
+    return f"{min(bootstrap, max(FEWEST, WORK // max(n, 1))):,} resamples of single samples"
+
+
+def resampling_units(view: Aggregated, seed: int, many: int | None = None) -> Aggregated:
+    """The view whose units are resampled: random groups of more than `many` samples, else the samples themselves."""
+    return view.in_units(UNITS, seeded(seed, "groups")) if view.n > (MANY if many is None else many) else view
+
+
+def weight_blocks(units: Aggregated, resamples: int, seed: int) -> Iterable[np.ndarray]:
+    """How often each unit occurs in each resample, as blocks (U, R); the same for all views of as many units."""
+    return _group_weights(resamples, seed) if units.n_units else bootstrap_counts(units.n, resamples, seeded(seed, "bootstrap"))
+
+
+@lru_cache(maxsize=2)
+def _group_weights(resamples: int, seed: int) -> list[np.ndarray]:
+    """The weights of the random groups: the same for all rows and slices."""
+    return list(bootstrap_counts(UNITS, resamples, seeded(seed, "bootstrap")))
+
+
+def _resampled(
+    functions: Sequence[Weighted], limits: Sequence[int], units: Aggregated, resamples: int, seed: int
+) -> list[list[np.ndarray]]:
+    """Each function on blocks of resamples, up to its limit."""
+    drawn: list[list[np.ndarray]] = [[] for _ in functions]
+    done = 0
+    for weights_UR in weight_blocks(units, resamples, seed):
+        width = weights_UR.shape[1]
+        # One array for all metrics that take as many columns: they share what they sum.
+        wanted = {min(limit - done, width) for limit in limits if limit > done}
+        columns = {k: weights_UR if k == width else np.ascontiguousarray(weights_UR[:, :k]) for k in sorted(wanted, reverse=True)}
+        for k, weights in columns.items():
+            for values, function, limit in zip(drawn, functions, limits, strict=True):
+                if min(limit - done, width) == k:
+                    values.append(function(weights))
+        done += width
+    return drawn
 
 
 def interval_of(

@@ -6,15 +6,16 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted
-from sve_cli.statistics import grouped_sums
+from sve_cli.metrics.sums import sum_by
 
 
 def _macro_f1(view: Aggregated, bins: int) -> Weighted:
-    labels_N, predicted_N, correct_N, classes = view.labels_N, view.predicted_N, view.correct_N, view.n_classes
+    classes = view.n_classes
+    hits = sum_by(view, view.labels_N, classes, view.correct_N)
+    labels, predicted = sum_by(view, view.labels_N, classes), sum_by(view, view.predicted_N, classes)
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        hits_CR = grouped_sums(weights_NR, labels_N, classes, correct_N)
-        seen_CR = grouped_sums(weights_NR, labels_N, classes) + grouped_sums(weights_NR, predicted_N, classes)
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        hits_CR, seen_CR = hits(weights_UR), labels(weights_UR) + predicted(weights_UR)
         f1_CR = np.divide(2.0 * hits_CR, seen_CR, out=np.zeros_like(hits_CR), where=seen_CR > 0)
         return np.asarray(f1_CR.sum(axis=0) / (seen_CR > 0).sum(axis=0))
 

@@ -7,14 +7,15 @@ import numpy as np
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
 from sve_cli.metrics.binning import bin_index
-from sve_cli.statistics import grouped_sums
+from sve_cli.metrics.sums import sum_by
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    index_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
+    index_N = bin_index(view.confidence_N, bins)
+    gaps, counts = sum_by(view, index_N, bins, view.correct_N - view.confidence_N), sum_by(view, index_N, bins)
 
-    def weighted(weights_NR: np.ndarray) -> np.ndarray:
-        gap_BR, count_BR = grouped_sums(weights_NR, index_N, bins, gap_N), grouped_sums(weights_NR, index_N, bins)
+    def weighted(weights_UR: np.ndarray) -> np.ndarray:
+        gap_BR, count_BR = gaps(weights_UR), counts(weights_UR)
         return np.divide(gap_BR, count_BR, out=np.zeros_like(gap_BR), where=count_BR > 0)
 
     return weighted

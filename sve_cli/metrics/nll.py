@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, weighted_mean
 
 
 def _nll(view: Aggregated, bins: int) -> Weighted:
-    return weighted_mean(-view.log_probs_NC[np.arange(view.n), view.labels_N])
+    return weighted_mean(view, -view.log_label_N)
 
 
 nll = Metric(

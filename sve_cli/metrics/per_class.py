@@ -13,7 +13,7 @@ from sve_cli.report import ClassRow
 
 def options_vary(view: Aggregated) -> bool:
     """Whether some option exists for some samples only: then a class is a letter, and means nothing over samples."""
-    return bool((view.exists_NC != view.exists_NC[:1]).any())
+    return not view.all_exist and bool((view.exists_NC != view.exists_NC[:1]).any())
 
 
 def per_class(view: Aggregated, bins: int, names: Sequence[str]) -> list[ClassRow]:
@@ -24,15 +24,27 @@ def per_class(view: Aggregated, bins: int, names: Sequence[str]) -> list[ClassRo
     support_C = np.bincount(labelled.labels_N, minlength=labelled.n_classes)
     predicted_C = np.bincount(labelled.predicted_N, minlength=labelled.n_classes)
     hits_C = np.bincount(labelled.labels_N, labelled.correct_N, minlength=labelled.n_classes)
+    error_C = _calibration_errors(labelled, bins)
     return [
-        _row(labelled, bins, c, names[c], int(support_C[c]), int(predicted_C[c]), float(hits_C[c]))
+        _row(names[c], int(support_C[c]), int(predicted_C[c]), float(hits_C[c]), float(error_C[c]))
         for c in map(int, np.flatnonzero(labelled.exists_NC[0]))
     ]
 
 
-def _row(view: Aggregated, bins: int, c: int, name: str, support: int, predicted: int, hits: float) -> ClassRow:
-    probability_N = view.probs_NC[:, c]
-    gap_B = np.bincount(bin_index(probability_N, bins), (view.labels_N == c) - probability_N, minlength=bins)
+def _calibration_errors(view: Aggregated, bins: int) -> np.ndarray:
+    """One against the rest, of each class (C,)."""
+    classes = view.n_classes
+    gap_CB = np.zeros(classes * bins)
+    for rows, log_probs_BC in view.distribution.blocks():
+        probs_BC = np.exp(log_probs_BC)
+        cell_BC = bin_index(probs_BC, bins) + bins * np.arange(classes)
+        gap_CB -= np.bincount(cell_BC.ravel(), probs_BC.ravel(), minlength=classes * bins)
+        label_B = view.labels_N[rows]
+        gap_CB += np.bincount(cell_BC[np.arange(len(label_B)), label_B], minlength=classes * bins)
+    return np.abs(gap_CB).reshape(classes, bins).sum(axis=1) / view.n
+
+
+def _row(name: str, support: int, predicted: int, hits: float, error: float) -> ClassRow:
     return ClassRow(
         name,
         support,
@@ -40,5 +52,5 @@ def _row(view: Aggregated, bins: int, c: int, name: str, support: int, predicted
         hits / predicted if predicted else None,
         hits / support if support else None,
         2.0 * hits / (support + predicted) if support + predicted else None,
-        float(np.abs(gap_B).sum() / view.n),
+        error,
     )

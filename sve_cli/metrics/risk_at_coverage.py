@@ -8,23 +8,21 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted
-from sve_cli.statistics import grouped_sums, tie_groups
+from sve_cli.metrics.ranking import first_reaching, ranking_of, up_to
 
 
 def _risk_at(coverage: float) -> Callable[[Aggregated, int], Weighted]:
     def prepare(view: Aggregated, bins: int) -> Weighted:
-        group_N, n_groups = tie_groups(-view.confidence_N)
-        error_N = 1.0 - view.correct_N
+        ranking = ranking_of(view)
 
-        def weighted(weights_NR: np.ndarray) -> np.ndarray:
-            mass_GR = np.cumsum(grouped_sums(weights_NR, group_N, n_groups), axis=0)
-            errors_GR = np.cumsum(grouped_sums(weights_NR, group_N, n_groups, error_N), axis=0)
+        def weighted(weights_UR: np.ndarray) -> np.ndarray:
+            mass_GR, errors_ER = ranking.mass(weights_UR), ranking.errors(weights_UR)
             kept_R = coverage * mass_GR[-1]
-            at_R = (mass_GR < kept_R).sum(axis=0)  # the group that the cut falls into
-            columns = np.arange(len(kept_R))
-            before_R, errors_R = np.where(at_R > 0, [mass_GR[at_R - 1, columns], errors_GR[at_R - 1, columns]], 0.0)
-            inside_R, wrong_R = mass_GR[at_R, columns] - before_R, errors_GR[at_R, columns] - errors_R
-            return np.asarray((errors_R + wrong_R * (kept_R - before_R) / inside_R) / kept_R)
+            at_R = first_reaching(mass_GR, kept_R[None])[0]  # the group that the cut falls into
+            before_R, after_R = up_to(mass_GR, at_R)
+            above_ER, inside_ER = ranking.wrong_E[:, None] < at_R, ranking.wrong_E[:, None] == at_R
+            errors_R, wrong_R = (errors_ER * above_ER).sum(axis=0), (errors_ER * inside_ER).sum(axis=0)
+            return np.asarray((errors_R + wrong_R * (kept_R - before_R) / (after_R - before_R)) / kept_R)
 
         return weighted
 
@@ -40,6 +38,7 @@ def _metric(percent: int) -> Metric:
         _risk_at(percent / 100.0),
         limits=(0.0, 1.0),
         max_resamples=400,
+        ranked=True,
     )
 
 

@@ -16,7 +16,7 @@ from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric
 from sve_cli.metrics.binning import bin_index
 from sve_cli.metrics.ece import ece_top1
-from sve_cli.metrics.intervals import measure
+from sve_cli.metrics.intervals import MANY, measure
 from sve_cli.metrics.nll import nll
 from sve_cli.metrics.per_class import options_vary
 from sve_cli.report import MetricValue, Slice
@@ -28,6 +28,7 @@ MOST_NUMBERS = 20  # a column of numbers with more values is cut into quarters
 METRICS: tuple[Metric, ...] = (accuracy, nll, ece_top1)
 LEVEL = 0.05
 BOOTSTRAP = 400  # resamples at most, of each slice within itself
+SMALL = 2_000  # of many samples, slices of more than this are resampled in random groups
 PERMUTATIONS, FEWEST, WORK = 500, 100, 100_000_000
 
 
@@ -55,29 +56,36 @@ def slices(
     random parts of the same size, drawn by permutation, whose tail is that of a Pearson III distribution with the permutations'
     mean, variance and skewness (Winkler et al. 2016, NeuroImage 141). The p-values are corrected for all of them together (Holm).
     """
-    known_N = view.labels_N >= 0
     labelled = view.labelled()
-    if not labelled.n:
-        return []
-    kept = {name: [value for value, known in zip(values, known_N, strict=True) if known] for name, values in columns.items()}
-    groupings = [found for name, values in kept.items() if (found := grouping(name, values))]
-    if "class" not in kept and not options_vary(labelled):
-        present, group_N = np.unique(labelled.labels_N, return_inverse=True)
-        if len(present) > 1:
-            groupings.append(Grouping("class", [classes[c] for c in present], group_N))
+    many = MANY if labelled.n <= MANY else SMALL
     parts: list[Slice] = []
     tests: list[tuple[int, str, float]] = []
-    for g in groupings:
+    for g in groupings(view, columns, classes):
         p_values = not_corrected(labelled, g, bins, seed)
         for k, value in enumerate(g.values):
             inside = np.flatnonzero(g.group_N == k)
             parts.append(Slice(g.column, value, len(inside)))
             if len(inside) >= SMALLEST:
-                parts[-1] = replace(parts[-1], metrics=_measured(labelled.part(inside), bins, bootstrap, confidence, seed))
+                parts[-1] = replace(parts[-1], metrics=_measured(labelled.part(inside), bins, bootstrap, confidence, seed, many))
                 tests += [(len(parts) - 1, key, float(p_G[k])) for key, p_G in p_values.items() if len(inside) < labelled.n]
     for (i, key, _), p in zip(tests, holm([p for _, _, p in tests]), strict=True):
         parts[i].worse[key] = p
     return sorted(parts, key=lambda part: (not part.metrics, part.p_worse, part.metrics["accuracy"].value if part.metrics else 0))
+
+
+def groupings(view: Aggregated, columns: Mapping[str, Sequence[str]], classes: Sequence[str]) -> list[Grouping]:
+    """How the columns and the classes part the labelled samples."""
+    known_N = view.labels_N >= 0
+    labelled = view.labelled()
+    if not labelled.n:
+        return []
+    kept = {name: [value for value, known in zip(values, known_N, strict=True) if known] for name, values in columns.items()}
+    found = [one for name, values in kept.items() if (one := grouping(name, values))]
+    if "class" not in kept and not options_vary(labelled):
+        present, group_N = np.unique(labelled.labels_N, return_inverse=True)
+        if len(present) > 1:
+            found.append(Grouping("class", [classes[c] for c in present], group_N))
+    return found
 
 
 def worst(parts: Sequence[Slice]) -> Slice | None:
@@ -107,8 +115,8 @@ def in_words(parts: Sequence[Slice]) -> str | None:
     return f"The worst slice is {shown}: its {listed} {'is' if len(worse) == 1 else 'are'} worse than the rest's."
 
 
-def _measured(view: Aggregated, bins: int, bootstrap: int, confidence: float, seed: int) -> dict[str, MetricValue]:
-    found = measure(view, METRICS, bins, min(bootstrap, BOOTSTRAP), confidence, seed)
+def _measured(view: Aggregated, bins: int, bootstrap: int, confidence: float, seed: int, many: int) -> dict[str, MetricValue]:
+    found = measure(view, METRICS, bins, min(bootstrap, BOOTSTRAP), confidence, seed, many)
     return {key: replace(value, definition=f"As {key}, of this slice alone.") for key, value in found.items()}
 
 
@@ -145,7 +153,7 @@ def not_corrected(view: Aggregated, g: Grouping, bins: int, seed: int) -> dict[s
     n, groups = view.n, len(g.values)
     size_G, wrong_N = np.bincount(g.group_N, minlength=groups), 1.0 - view.correct_N
     errors_G = np.bincount(g.group_N, wrong_N, minlength=groups)
-    loss_N = -view.log_probs_NC[np.arange(n), view.labels_N]
+    loss_N = -view.log_label_N
     bin_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
 
     def numbers(group_N: np.ndarray) -> np.ndarray:

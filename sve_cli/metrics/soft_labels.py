@@ -26,15 +26,15 @@ def _cross_entropy(view: Aggregated) -> np.ndarray:
 
 
 def _nll_soft(view: Aggregated, bins: int) -> Weighted:
-    return weighted_mean(_cross_entropy(view))
+    return weighted_mean(view, _cross_entropy(view))
 
 
 def _kl_soft(view: Aggregated, bins: int) -> Weighted:
-    return weighted_mean(_cross_entropy(view) - entr(_labels(view)).sum(axis=1))
+    return weighted_mean(view, _cross_entropy(view) - entr(_labels(view)).sum(axis=1))
 
 
 def _brier_soft(view: Aggregated, bins: int) -> Weighted:
-    return weighted_mean(np.square(view.probs_NC - _labels(view)).sum(axis=1))
+    return weighted_mean(view, np.square(view.probs_NC - _labels(view)).sum(axis=1))
 
 
 nll_soft = Metric(

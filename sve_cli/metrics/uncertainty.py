@@ -10,7 +10,7 @@ entropy_mean = Metric(
     "entropy_mean",
     "none",
     f"Mean entropy of the ensemble's distribution: total uncertainty ({_UNIT}).",
-    lambda view, bins: weighted_mean(view.entropy_N),
+    lambda view, bins: weighted_mean(view, view.entropy_N),
     needs_labels=False,
 )
 
@@ -18,7 +18,7 @@ expected_entropy_mean = Metric(
     "expected_entropy_mean",
     "none",
     f"Mean of the members' mean entropy: aleatoric uncertainty ({_UNIT}).",
-    lambda view, bins: weighted_mean(view.expected_entropy_N),
+    lambda view, bins: weighted_mean(view, view.expected_entropy_N),
     needs_labels=False,
 )
 
@@ -26,6 +26,6 @@ mutual_information_mean = Metric(
     "mutual_information_mean",
     "none",
     f"Mean of the entropy of the mean probability minus the expected entropy: epistemic uncertainty ({_UNIT}); 0 for one member.",
-    lambda view, bins: weighted_mean(view.mutual_information_N),
+    lambda view, bins: weighted_mean(view, view.mutual_information_N),
     needs_labels=False,
 )

@@ -8,6 +8,6 @@ variation_ratio_mean = Metric(
     "variation_ratio_mean",
     "none",
     "Share of the members that do not vote for the most frequent class among their votes, mean over samples (0 for one member).",
-    lambda view, bins: weighted_mean(view.variation_ratio_N),
+    lambda view, bins: weighted_mean(view, view.variation_ratio_N),
     needs_labels=False,
 )

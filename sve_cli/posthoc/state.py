@@ -12,6 +12,7 @@ from sve_cli.posthoc.conformal import Conformal
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.posthoc.thresholds import Abstention, OodThreshold
 from sve_cli.posthoc.vector import Vector
+from sve_cli.posthoc.weights import Weights
 from sve_cli.statistics import seeded
 
 SCHEMA = "sve-posthoc/1"
@@ -26,6 +27,11 @@ class Posthoc:
     abstention: Abstention | None = None
     ood_threshold: OodThreshold | None = None
     conformal: Conformal | None = None
+    weights: Weights | None = None
+
+    def how(self, aggregate: str) -> str:
+        """The setting `evaluate.aggregate` with what was fitted for it."""
+        return aggregate if self.weights is None else self.weights.aggregate
 
     def to_json(self) -> str:
         """The JSON document."""
@@ -48,6 +54,7 @@ class Posthoc:
                 vector=None if vector is None else Vector(**vector),
                 abstention=None if (rule := raw.get("abstention")) is None else Abstention(**rule),
                 ood_threshold=None if (rule := raw.get("ood_threshold")) is None else OodThreshold(**rule),
+                weights=None if (rule := raw.get("weights")) is None else Weights(**rule),
                 conformal=None if (rule := raw.get("conformal")) is None else Conformal(**rule),
             )
         except (ValueError, KeyError, TypeError) as error:
@@ -57,8 +64,8 @@ class Posthoc:
 def split_validation(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Split the rows of a validation set in two halves by seed, each in increasing order -> (selection, calibration).
 
-    Selection (the larger half when n is odd) serves model selection, the temperature and vector scaling; calibration serves
-    thresholds and conformal sets.
+    Selection (the larger half when n is odd) serves model selection, the temperature, vector scaling and the members' weights;
+    calibration serves thresholds and conformal sets, whose guarantees need samples that nothing else was fitted on.
     """
     order = seeded(seed, "validation split").permutation(n)
     half = (n + 1) // 2

@@ -14,7 +14,7 @@ from scipy.special import logsumexp
 
 from sve_cli.errors import SveError
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.statistics import require_aggregate, require_usable
+from sve_cli.statistics import member_weights, require_aggregate, require_usable
 
 LOWEST, HIGHEST = 0.05, 20.0
 GRID = 17  # the NLL of a mean of probabilities need not have one minimum in T: bracket the best on a grid, then refine
@@ -72,6 +72,8 @@ def _nll_of(predictions: Predictions, aggregate: str) -> Callable[[float], float
     logits_MNC -= logits_MNC.max(axis=2, keepdims=True)
     if aggregate == "logits":
         logits_MNC = logits_MNC.mean(axis=0, keepdims=True)
+    weights_M = member_weights(aggregate, len(logits_MNC))
+    log_weight_M = np.full(len(logits_MNC), -np.log(len(logits_MNC))) if weights_M is None else np.log(weights_M)
     label_MN = logits_MNC[:, np.arange(predictions.n_samples), predictions.labels_N]
 
     def nll(log_t: float) -> float:
@@ -79,7 +81,7 @@ def _nll_of(predictions: Predictions, aggregate: str) -> Callable[[float], float
         # Shifted by the maximum, so that the sum holds no overflow (mean logits lie at or below 0 too).
         shift_MN = logits_MNC.max(axis=2) * inverse
         log_norm_MN = shift_MN + np.log(np.exp(logits_MNC * inverse - shift_MN[:, :, None]).sum(axis=2))
-        log_p_N = logsumexp(label_MN * inverse - log_norm_MN, axis=0) - np.log(len(label_MN))
+        log_p_N = logsumexp(label_MN * inverse - log_norm_MN + log_weight_M[:, None], axis=0)
         return float(-np.mean(log_p_N))
 
     return nll

@@ -19,6 +19,7 @@ from scipy.special import softmax
 from sve_cli.errors import SveError
 from sve_cli.posthoc.temperature import fit_temperature
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
+from sve_cli.statistics import member_weights
 
 # Standard deviations of the prior: of T · w around 1, and of b around 0 (in nats). Chosen by the NLL of held-out halves of
 # validation splits and on recorded outputs of five CIFAR networks, with 2 to 500 samples a class. Without a prior, 10 samples
@@ -105,17 +106,19 @@ def nll_and_gradient(predictions: Predictions, aggregate: str) -> Objective:
         logits_MNC = logits_MNC.mean(axis=0, keepdims=True)
     exists_NC = np.ones(logits_MNC.shape[1:], dtype=bool) if predictions.mask_NC is None else predictions.mask_NC
     logits_MNC = np.where(exists_NC, logits_MNC, 0.0)  # what does not exist may hold anything
-    _, n, n_classes = logits_MNC.shape
+    members, n, n_classes = logits_MNC.shape
+    weights_M = member_weights(aggregate, members)
+    log_weight_M1 = np.log(np.full(members, 1.0 / members) if weights_M is None else weights_M)[:, None]
     rows, labels_N = np.arange(n), predictions.labels_N
 
     def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
         scaled_MNC = np.where(exists_NC, logits_MNC * theta[:n_classes] + theta[n_classes:], -np.inf)
         shifted_MNC = scaled_MNC - scaled_MNC.max(axis=2, keepdims=True)
         log_p_MNC = shifted_MNC - np.log(np.exp(shifted_MNC).sum(axis=2, keepdims=True))
-        log_label_MN = log_p_MNC[:, rows, labels_N]
+        log_label_MN = log_p_MNC[:, rows, labels_N] + log_weight_M1
         share_MN = softmax(log_label_MN, axis=0)
         top_N = log_label_MN.max(axis=0)
-        value = -(top_N + np.log(np.exp(log_label_MN - top_N).mean(axis=0))).mean()
+        value = -(top_N + np.log(np.exp(log_label_MN - top_N).sum(axis=0))).mean()
         error_MNC = np.exp(log_p_MNC)
         error_MNC[:, rows, labels_N] -= 1.0
         error_MNC *= share_MN[:, :, None] / n

@@ -67,7 +67,9 @@ class DataSpec:
     ood: list[str] = doc("Out-of-distribution sets: names, paths, 'set:split', or held_out_classes (outside data.classes).", [])
     ood_near: list[str] = doc("Those close to the data; sets that data.ood does not name are added to it.", [])
     ood_far: list[str] = doc("Those far from the data; sets that data.ood does not name are added to it.", [])
-    slices: list[str] = doc("Columns stored beside the predictions (no report splits by them yet).", [])
+    slices: list[str] = doc(
+        "Columns whose values make slices of the test set; length: the number of words of a text, where no column has that name.", []
+    )
     limit: int | None = doc("Most training rows, drawn in proportion to the labels; null: all. Test stays whole.", None, low=1)
     augment: Literal["none", "flip", "crop_flip"] = doc("Training augmentation of images.", "none")
     seed: int | None = doc("Seed of hold-out and --limit sampling; null: the recipe's seed.", None, low=0)
@@ -141,7 +143,9 @@ class TrainSpec:
 class EvaluateSpec:
     """How predictions are judged."""
 
-    aggregate: Literal["probs", "logits"] = doc("Average the members' probabilities or logits.", "probs")
+    aggregate: Literal["probs", "logits", "weighted"] = doc(
+        "Average the members' probabilities or logits; weighted: probabilities with weights fitted on validation NLL.", "probs"
+    )
     bins: int = doc("Bins of the calibration errors and of the reliability diagram.", 15, low=2, high=1000)
     temperature: bool = doc("Fit a temperature on validation NLL and report it beside.", True)
     vector: bool = doc("Fit a weight and a bias per class on validation NLL (vector scaling) and report it beside.", False)

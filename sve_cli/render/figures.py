@@ -112,7 +112,14 @@ def reliability_svg(bins: Sequence[ReliabilityBin], label: str) -> str:
     return svg(388, label, plot.parts + counts.parts)
 
 
-def histogram_svg(edges: Sequence[float], id_counts: Sequence[float], ood_counts: Sequence[float], label: str) -> str:
+def histogram_svg(
+    edges: Sequence[float],
+    id_counts: Sequence[float],
+    ood_counts: Sequence[float],
+    label: str,
+    names: tuple[str, str] = ("in distribution", "out of distribution"),
+    axis: str = "Score (higher = more unlike the training data)",
+) -> str:
     """Two histograms over the same edges, each as shares of its own side: the sides differ in size."""
     shares = [[count / (sum(side) or 1) for count in side] for side in (id_counts, ood_counts)]
     top = max((share for side in shares for share in side), default=0.0) or 1.0
@@ -125,8 +132,8 @@ def histogram_svg(edges: Sequence[float], id_counts: Sequence[float], ood_counts
         outline.append((edges[-1], 0))
         plot.path(outline, f"fill-{name}")
         plot.path(outline, f"stroke-{name}")
-    plot.x_axis(nice_ticks(edges[0], edges[-1], 5), "Score (higher = more unlike the training data)")
-    _legend(plot, [("id", "in distribution"), ("ood", "out of distribution")])
+    plot.x_axis(nice_ticks(edges[0], edges[-1], 5), axis)
+    legend(plot, [("stroke-id", names[0]), ("stroke-ood", names[1])])
     return svg(216, label, plot.parts)
 
 
@@ -141,12 +148,13 @@ def roc_svg(id_shares: Sequence[float], ood_shares: Sequence[float], label: str)
     return svg(296, label, plot.parts)
 
 
-def _legend(plot: Frame, entries: Sequence[tuple[str, str]], y: float = 12) -> None:
+def legend(plot: Frame, entries: Sequence[tuple[str, str]], y: float = 12) -> None:
+    """Lines with their names above the plot: (style, name)."""
     x = 4.0
     for style, text in entries:
-        plot.parts.append(f'<path class="stroke-{style}" d="M{x:.0f} {y - 4:.0f}h18"/>')
+        plot.parts.append(f'<path class="{style}" d="M{x:.0f} {y - 4:.0f}h18"/>')
         plot.text(x + 24, y, text, "name", "start")
-        x += 42 + 6.0 * len(text)
+        x += 40 + 5.6 * len(text)
 
 
 def _series(history: Sequence[dict[str, Any]], key: str) -> list[list[Point]]:
@@ -159,10 +167,22 @@ def _series(history: Sequence[dict[str, Any]], key: str) -> list[list[Point]]:
     return list(rounds.values())
 
 
+def _member_series(history: Sequence[dict[str, Any]]) -> list[list[Point]]:
+    """The training loss of each member, one line a member and round; nothing where a round has one member."""
+    rounds: dict[Any, list[Point]] = {}
+    for i, line in enumerate(history):
+        losses = line.get("member_train_loss") or []
+        for m, value in enumerate(losses if len(losses) > 1 else []):
+            if isinstance(value, (int, float)) and math.isfinite(value):
+                rounds.setdefault((line.get("round"), m), []).append((float(i + 1), float(value)))
+    return [line for line in rounds.values() if len(line) > 1]
+
+
 def curve_svg(history: Sequence[dict[str, Any]], label: str) -> str:
-    """Training loss and validation NLL by epoch; rounds one after another. Empty without such values."""
+    """Training loss (and each member's) and validation NLL by epoch; rounds one after another. Empty without such values."""
     train, validation = _series(history, "train_loss"), _series(history, "validation_nll")
-    points = [point for line in train + validation for point in line]
+    members = _member_series(history)
+    points = [point for line in train + validation + members for point in line]
     if not points:
         return ""
     top = max(y for _, y in points) or 1.0
@@ -170,6 +190,8 @@ def curve_svg(history: Sequence[dict[str, Any]], label: str) -> str:
     last = len(history)
     plot = Frame((42, 44, 348, 228), (0.7, last + 0.3), (bottom, top * 1.05))
     plot.y_axis(nice_ticks(bottom, top * 1.05, 5), "Nats per sample")
+    for line in members:
+        plot.path(line, "stroke-thin")
     for lines, name in ((train, "ood"), (validation, "id")):
         for line in lines:
             plot.path(line, f"stroke-{name}")
@@ -178,8 +200,8 @@ def curve_svg(history: Sequence[dict[str, Any]], label: str) -> str:
     ticks = nice_ticks(1, last, 6) if last > 7 else list(range(1, last + 1))
     rounds = len({line.get("round") for line in history})
     plot.x_axis(ticks, "Epoch" if rounds == 1 else f"Epoch, {rounds} rounds one after another")
-    entries = [("ood", "training loss")] * bool(train) + [("id", "validation NLL")] * bool(validation)
-    _legend(plot, entries)
+    entries = [("stroke-ood", "training loss")] * bool(train) + [("stroke-id", "validation NLL")] * bool(validation)
+    legend(plot, entries + [("stroke-thin", "each member")] * bool(members))
     return svg(266, label, plot.parts)
 
 
@@ -217,3 +239,33 @@ def pairs_svg(matrix: Sequence[Sequence[float]], texts: Sequence[Sequence[str]],
             if a != b and side >= 34:
                 plot.text(plot.x(b + 0.5), plot.y(a + 0.5) + 3.8, texts[a][b], "value")
     return svg(44 + m * side, label, plot.parts)
+
+
+def severity_svg(
+    lines: Sequence[Sequence[Point]], mean: Sequence[Point], scaled: Sequence[Point], name: str, label: str, from_zero: bool
+) -> str:
+    """A metric by severity: thin for every corruption, thick for their mean, dashed for the mean after temperature scaling.
+
+    `lines`, `mean`, `scaled`: (severity, value), ascending; the last two may be empty. `from_zero`: the axis starts at zero.
+    """
+    values = [y for line in (*lines, mean, scaled) for _, y in line if math.isfinite(y)]
+    if not values:
+        return ""
+    low, high = (0.0 if from_zero else min(values)), max(values)
+    margin = 0.05 * (high - low or abs(high) or 1.0)
+    last = max(x for line in (*lines, mean) for x, _ in line)
+    plot = Frame((42, 44, 348, 228), (-0.15, last + 0.15), (low if from_zero else low - margin, high + margin))
+    plot.y_axis(nice_ticks(*plot.y_range, 5), name)
+    for line in lines:
+        steps = "L".join(f"{plot.x(x):.1f} {plot.y(y):.1f}" for x, y in line)
+        plot.parts.append(f'<path class="stroke-tie" style="stroke-width:1;opacity:.5" d="M{steps}"/>')
+    for points, style in ((scaled, "ood"), (mean, "id")):
+        plot.path(points, f"stroke-{style}")
+        for point in points:
+            (plot.dot if style == "id" else plot.square)(point, f"dot-{style}")
+    plot.x_axis(sorted({x for line in (*lines, mean) for x, _ in line}), "Severity (0 = clean)")
+    shown = (
+        [("id", "mean")] * bool(mean) + [("ood", "after temperature")] * bool(scaled) + [("tie", "each corruption")] * bool(lines)
+    )
+    legend(plot, [(f"stroke-{style}", text) for style, text in shown])
+    return svg(266, label, plot.parts)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
+from typing import Protocol
 
 from sve_cli.render.markdown import bullets
 from sve_cli.render.markdown import escape as md
@@ -13,6 +15,27 @@ from sve_cli.render.tables import MISSING, Table, format_number, is_percent
 from sve_cli.verdict import Check, Verdict
 
 SUITE = "sve gate"
+
+
+class Slack(Protocol):
+    """What `slack_table` shows, see `gate.Learned`."""
+
+    @property
+    def key(self) -> str: ...
+    @property
+    def values(self) -> list[float]: ...
+    @property
+    def pairs(self) -> int: ...
+    @property
+    def usual(self) -> float: ...
+    @property
+    def largest(self) -> float: ...
+    @property
+    def before(self) -> float | None: ...
+    @property
+    def slack(self) -> float: ...
+
+
 # Characters that XML 1.0 cannot hold at all.
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 HOW_TO_READ = (
@@ -41,11 +64,25 @@ def gate_table(verdict: Verdict) -> Table:
     return Table(columns, rows, frozenset(range(1, 6)), strong)
 
 
+def slack_table(learned: Sequence[Slack]) -> Table:
+    """One line a metric of `sve gate calibrate`."""
+    rows = []
+    for one in learned:
+        finite = sorted(one.values)
+        shown = [_amount(metric_at(one.key), v) for v in (finite[0], finite[-1], one.usual, one.largest, one.before, one.slack)]
+        rows.append([one.key, f"{shown[0]} to {shown[1]}", str(one.pairs), *shown[2:]])
+    columns = ["Metric", "Values", "Pairs", "Usual worsening", "Largest", "Slack before", "Slack"]
+    return Table(columns, rows, frozenset(range(1, 7)))
+
+
 def amount(check: Check, value: float | None, signed: bool = False) -> str:
     """A number of the check's metric with one digit more than a report shows."""
+    return _amount(metric_of(check), value, signed)
+
+
+def _amount(metric: str, value: float | None, signed: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
-    metric = metric_of(check)
     digits = len(format_number(metric, 0.0).partition(".")[2]) + 1
     shown = f"{100 * value if is_percent(metric) else value:{'+' if signed else ''}.{digits}f}"
     return f"{shown} %" if is_percent(metric) else shown
@@ -53,7 +90,12 @@ def amount(check: Check, value: float | None, signed: bool = False) -> str:
 
 def metric_of(check: Check) -> str:
     """The metric's key at the end of the check's address."""
-    return check.key.split(" ")[0].rpartition(".")[2]
+    return metric_at(check.key.rsplit(" ", 2)[0].removesuffix('"') if check.rule == "condition" else check.key)
+
+
+def metric_at(address: str) -> str:
+    """The metric's key at the end of an address."""
+    return address.rpartition(".")[2]
 
 
 def warnings(verdict: Verdict) -> list[str]:

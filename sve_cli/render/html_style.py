@@ -27,15 +27,19 @@ li{margin:.2rem 0}li::marker{color:var(--soft)}
 .warnings{margin:1.75rem 0 0;
 padding:.8rem 1.1rem .9rem;border-left:4px solid var(--warn);background:var(--warn-page);border-radius:0 6px 6px 0}
 .warnings strong{color:var(--warn)}
+nav{margin:2rem 0 0}nav ul{list-style:none;padding:0;max-width:none;display:flex;flex-wrap:wrap;gap:.35rem 1.1rem}
+nav li{margin:0}a{color:var(--id);text-underline-offset:.2em}h2{scroll-margin-top:.5rem}
+details{margin:.75rem 0 1.25rem}summary{cursor:pointer;color:var(--id);padding:.35rem 0;overflow-wrap:anywhere}
+summary:focus-visible,a:focus-visible{outline:2px solid var(--id);outline-offset:3px}
 .scroll{overflow-x:auto;margin:.5rem 0 1rem}
 .scroll:focus-visible{outline:2px solid var(--id);outline-offset:3px}
-table{border-collapse:collapse;width:100%;font-size:.92rem;line-height:1.4;font-variant-numeric:tabular-nums}
+table{border-collapse:separate;border-spacing:0;width:100%;font-size:.92rem;line-height:1.4;font-variant-numeric:tabular-nums}
 th,td{padding:.42rem 0 .42rem 1.25rem;text-align:left;vertical-align:baseline;border-bottom:1px solid var(--rule)}
 th:first-child{padding-left:0;padding-right:.5rem}
 thead th{color:var(--soft);font-weight:500;font-size:.85rem;border-bottom-color:var(--strong-rule);vertical-align:bottom}
 tbody th{font-weight:400;min-width:8.5rem;overflow-wrap:break-word}
 .num{text-align:right;white-space:nowrap}
-thead .num{white-space:normal}
+thead .num{white-space:normal;min-width:5.6rem}.facts thead .num{min-width:0}
 .ci{color:var(--soft);font-size:.92em;font-weight:400}
 .strong th,.strong td{font-weight:650}
 .sticky th:first-child{position:sticky;left:0;background:var(--page)}
@@ -56,11 +60,13 @@ svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .solid-id,.dot-id{fill:var(--id)}.solid-ood,.dot-ood{fill:var(--ood)}
 .stroke-id,.stroke-ood{fill:none;stroke:var(--id);stroke-width:1.8;stroke-linejoin:round}
 .stroke-ood{stroke:var(--ood);stroke-dasharray:5 3}
+.stroke-thin{fill:none;stroke:var(--ood);stroke-width:1;opacity:.45}.diagonal{fill:none}
 .stroke-tie{fill:none;stroke:var(--soft);stroke-width:1.8}.dot-tie{fill:var(--soft)}.whisker{stroke:var(--id);stroke-width:1}
 @media screen and (max-width:40rem){
 .words thead{display:none}.words tr{display:block;padding:.55rem 0;border-bottom:1px solid var(--rule)}
 .words th,.words td{display:block;padding:0;border:0}.words tbody th{font-weight:600}}
-@media print{@page{margin:16mm}body{font-size:10pt}main{max-width:none;padding:0}.scroll{overflow:visible}
+@media print{@page{margin:16mm}nav,summary{display:none}details::details-content{content-visibility:visible;display:block}
+body{font-size:10pt}main{max-width:none;padding:0}.scroll{overflow:visible}
 h2,h3{break-after:avoid}h2{margin-top:1.6rem}tr,.warnings,.facts{break-inside:avoid}:root{--page:#fff}thead{display:table-header-group}
 th,td{padding-left:.7rem}.sticky th:first-child{position:static}
 .figures{grid-template-columns:repeat(2,1fr)}*{-webkit-print-color-adjust:exact;print-color-adjust:exact}}

@@ -4,21 +4,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 
 from sve_cli.render.html_style import STYLE
 from sve_cli.render.tables import Table
 
 
 def page(title: str, blocks: Sequence[str]) -> str:
-    """A complete document from its blocks; empty ones are left out."""
+    """A complete document from its blocks; empty ones are left out. Four sections or more get a list of contents."""
+    shown = _with_contents([block for block in blocks if block])
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(block for block in blocks if block)
+        + "\n".join(shown)
         + "\n</main>\n</body>\n</html>\n"
     )
+
+
+def _with_contents(blocks: list[str]) -> list[str]:
+    """Every h2 gets an id; links to them stand before the block of the first one. All tags here are our own: text is escaped."""
+    used: list[tuple[str, str]] = []
+
+    def named(found: re.Match[str]) -> str:
+        stem = re.sub(r"[^a-z0-9]+", "-", unescape(found[1]).lower()).strip("-") or "section"
+        same = sum(name == stem or re.fullmatch(re.escape(stem) + r"-\d+", name) is not None for name, _ in used)
+        used.append((f"{stem}-{same + 1}" if same else stem, found[1]))
+        return f'<h2 id="{used[-1][0]}">{found[1]}</h2>'
+
+    marked = [re.sub(r"<h2>(.*?)</h2>", named, block, flags=re.DOTALL) for block in blocks]
+    if len(used) < 4:
+        return marked
+    links = "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in used)
+    first = next(i for i, block in enumerate(marked) if "<h2 id=" in block)
+    return [*marked[:first], f'<nav aria-label="Contents"><ul>{links}</ul></nav>', *marked[first:]]
 
 
 def head(title: str, subtitle: str, headline: Sequence[str], warnings: Sequence[str] = ()) -> str:
@@ -45,6 +64,17 @@ def code(lines: Sequence[str]) -> str:
 def section(title: str, content: Table | None, style: str, level: int = 2) -> str:
     """A heading with its table; nothing without one."""
     return f"<h{level}>{escape(title)}</h{level}>\n{table(content, title, style)}" if content else ""
+
+
+def folded(summary: str, content: str) -> str:
+    """Content behind a line to click; open on paper. Nothing for no content."""
+    return f"<details><summary>{escape(summary)}</summary>\n{content}\n</details>" if content else ""
+
+
+def note(*sentences: str) -> str:
+    """A paragraph in the soft colour; nothing for no sentences."""
+    text = " ".join(sentence for sentence in sentences if sentence)
+    return f'<p class="soft">{escape(text)}</p>' if text else ""
 
 
 def table(content: Table, label: str, style: str = "") -> str:

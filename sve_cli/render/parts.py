@@ -6,6 +6,7 @@ from sve_cli.render.tables import MISSING, Table, find_key, format_metric, forma
 from sve_cli.report import Report, Slice
 
 MOST_CLASSES, MOST_SLICES = 200, 25
+SHOWN = 10  # lines of a long table before the rest is folded
 LEVEL = 0.05
 CLASS_ERROR = "ece_class_w"
 

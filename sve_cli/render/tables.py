@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sve_cli.report import MetricValue, OodSet, Report, Row
+from sve_cli.report import MetricValue, OodSet, ReliabilityBin, Report, Row
 
 MISSING = "–"
 ARROWS = {"higher": "↑", "lower": "↓", "none": ""}
 MAIN_METRICS = ("accuracy", "nll", "ece_top1_w", "brier")
+MANY_MEMBERS = 8
 SPLIT_METRICS = ("entropy_mean", "expected_entropy_mean", "mutual_information_mean")
 OOD_METRICS = ("auroc_ood", "aupr_ood", "aupr_id", "fpr95_ood_positive", "fpr95_id_positive")
 
@@ -154,9 +155,26 @@ def ordered_rows(report: Report) -> list[Row]:
     return sorted(report.rows, key=lambda row: (row.key.startswith("members."), rank.get(row.key, 4)))
 
 
+def member_rows(report: Report) -> list[Row]:
+    """The members' rows."""
+    return [row for row in report.rows if row.key.startswith("members.")]
+
+
 def score_table(report: Report) -> Table:
-    """One line a predictor: accuracy, NLL, ECE, Brier."""
-    rows, keys = ordered_rows(report), main_keys(report)
+    """One line a predictor: accuracy, NLL, ECE, Brier. Many members have a table of their own."""
+    members = member_rows(report)
+    rows = [row for row in ordered_rows(report) if row not in members or len(members) <= MANY_MEMBERS]
+    return _scores(report, rows)
+
+
+def member_table(report: Report) -> Table | None:
+    """One line a member, where the table of predictors leaves them out."""
+    members = member_rows(report)
+    return _scores(report, members) if len(members) > MANY_MEMBERS else None
+
+
+def _scores(report: Report, rows: list[Row]) -> Table:
+    keys = main_keys(report)
     return Table(
         ["Predictor", *(metric_header(key, _first(rows, key)) for key in keys)],
         [[row.title, *(format_metric(key, row.metrics.get(key)) for key in keys)] for row in rows],
@@ -180,6 +198,23 @@ def further_table(report: Report) -> Table | None:
     )
 
 
+def reliability_table(report: Report) -> Table | None:
+    """The ensemble's bins: samples, confidence, accuracy with its interval."""
+    bins = [b for b in report.row("ensemble").reliability if b.count]
+    if not bins:
+        return None
+    rows = [
+        [f"{100 * b.lower:.0f} to {100 * b.upper:.0f}", f"{b.count:,}", format_number("accuracy", b.confidence), _accuracy(b)]
+        for b in bins
+    ]
+    return Table(["Confidence %", "Samples", "Mean confidence %", "Accuracy %"], rows, frozenset({1, 2, 3}))
+
+
+def _accuracy(b: ReliabilityBin) -> str:
+    value, low, high = (format_number("accuracy", v) for v in (b.accuracy, b.accuracy_low, b.accuracy_high))
+    return f"{value} ({low}-{high})"
+
+
 def split_parts(report: Report) -> tuple[MetricValue, MetricValue, MetricValue] | None:
     """Total, aleatoric and epistemic uncertainty of the ensemble; None when one is missing or not a number."""
     metrics = report.row("ensemble").metrics
@@ -199,6 +234,18 @@ def split_table(report: Report) -> Table | None:
         for name, key, part in zip(names, SPLIT_METRICS, parts, strict=True)
     ]
     return Table(["Uncertainty, mean per sample", "Nats", "Share %"], rows, frozenset({1, 2}), frozenset({0}))
+
+
+def answer_table(report: Report) -> Table | None:
+    """The uncertainty of right and of wrong answers, in nats."""
+    parts = [part for part in report.answers if part.metrics]
+    if not parts:
+        return None
+    rows = [
+        [f"{part.key.capitalize()} answers", f"{part.n:,}", *(format_metric(key, part.metrics.get(key)) for key in SPLIT_METRICS)]
+        for part in parts
+    ]
+    return Table(["Answers", "Number", "Total, nats", "Aleatoric, nats", "Epistemic, nats"], rows, frozenset({1, 2, 3, 4}))
 
 
 def ood_table(ood: OodSet) -> Table:
@@ -270,6 +317,8 @@ def _scalar(value: object) -> str:
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return ", ".join(_scalar(item) for item in value)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{str(key).replace('_', ' ')} {_scalar(item)}" for key, item in value.items())
     return str(value)
 
 

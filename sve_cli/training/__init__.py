@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
+from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
 
 __all__ = [
     "Checkpointer",
+    "CrossEntropy",
     "Fit",
     "Log",
+    "Objective",
     "Trainer",
     "Validate",
     "epoch_batches",

@@ -1,7 +1,8 @@
 """The only optimisation loop, for every method.
 
-Loss: the sum over members of each member's own mean cross-entropy, gradients clipped per member, so that a member takes
-the step it would take alone, whatever M is. Every random draw is keyed by (seed, purpose, member, epoch).
+Loss: the sum over members of each member's own mean loss (`objective.py`; cross-entropy unless told otherwise), gradients
+clipped per member, so that a member takes the step it would take alone, whatever M is. Every random draw is keyed by
+(seed, purpose, member, epoch).
 Shapes: M members, B batch, N samples, C classes.
 """
 
@@ -15,14 +16,14 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, keyed_generator
 from sve_cli.errors import DivergenceError
 from sve_cli.recipe.spec import TrainSpec
-from sve_cli.tasks.common import Encoded, masked_logits, tensor_to
-from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
+from sve_cli.tasks.common import Encoded, tensor_to
+from sve_cli.training.objective import CrossEntropy, Objective
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
 
@@ -73,27 +74,24 @@ class Trainer:
         log: Log,
         checkpointer: Checkpointer,
         features: Callable[[], np.ndarray] | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """`features`: makes the training split's features once, (N, F) or each member's own (M, N, F), when only heads train."""
+        """`features`: makes the training split's features once, (N, F) or each member's own (M, N, F), when only heads train.
+
+        `objective`: what is minimised; None: the cross-entropy to the labels.
+        """
         self.ensemble, self.train, self.validation, self.validate = ensemble, train, validation, validate
         self.spec, self.lr, self.seed, self.log, self.checkpointer = spec, lr, seed, log, checkpointer
         self.features, self.features_MNF = features, cast("Tensor | None", None)
         self.device = next(ensemble.network.parameters()).device
         self.dtype = training_precision(spec, self.device)
-        self.class_weights_C = self._class_weights()
+        self.objective = objective or CrossEntropy(train, validation, spec, len(ensemble.classes), self.device)
         self.batches_per_epoch = math.ceil(len(train) / spec.batch_size)
         self.rounds = ensemble.rounds()
         self.total_steps = sum(self._steps_of(r) for r in self.rounds)
         self.done_steps = 0
         self.last_save = time.monotonic()
         self.finished: list[dict[str, Any]] = []
-
-    def _class_weights(self) -> Tensor | None:
-        if self.spec.class_weights == "none":
-            return None
-        counts = np.bincount(self.train.labels_N, minlength=len(self.ensemble.classes)).clip(min=1)
-        weights = 1 / counts
-        return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32, device=self.device)
 
     def fit(self) -> Fit:
         """Run all rounds. Restores from a checkpoint first when there is one."""
@@ -144,7 +142,7 @@ class Trainer:
         if r.init_from is not None and not resume:
             for member in r.members:
                 self.ensemble.copy_member(r.init_from, member)
-        self.best: dict[str, Any] = resume.get("best") or {"validation_nll": None, "epoch": None}
+        self.best: dict[str, Any] = resume.get("best") or {self.objective.selects: None, "epoch": None}
         self._keep_best(r)
         if resume:
             self._restore_optimiser()
@@ -153,7 +151,7 @@ class Trainer:
         for epoch in range(resume.get("epoch", 0), epochs):
             self._epoch(number, r, epoch, total)
         self.ensemble.on_progress(1.0)
-        if self.spec.select == "validation_nll" and self.best["validation_nll"] is not None:
+        if self.spec.select == "validation_nll" and self.best[self.objective.selects] is not None:
             self.ensemble.load_trained({**self.ensemble.state(), **self.best_state})
         self.finished.append({"round": number, **self.best})
 
@@ -226,24 +224,8 @@ class Trainer:
         return losses_M
 
     def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
-        """Each member's mean cross-entropy (M,)."""
-        stacked = np.concatenate(part)
-        labels = torch.from_numpy(self.train.labels_N[stacked]).to(self.device)
-        mask = None if self.train.mask_NC is None else torch.from_numpy(self.train.mask_NC[stacked]).to(self.device)
-        per_member = len(part) > 1
-        logits_MBC = self._logits(members, part, key).float()
-        m, b, c = logits_MBC.shape
-        if not per_member and m > 1:
-            labels, mask = labels.repeat(m), None if mask is None else mask.repeat(m, 1)
-        logits = masked_logits(logits_MBC.reshape(m * b, c), mask)
-        smoothing = self.spec.label_smoothing
-        loss = F.cross_entropy(logits, labels, self.class_weights_C, reduction="none")
-        if smoothing:
-            log_probs = torch.log_softmax(logits, -1)
-            live = torch.isfinite(log_probs)
-            uniform = -torch.where(live, log_probs, torch.zeros(())).sum(-1) / live.sum(-1)
-            loss = (1 - smoothing) * loss + smoothing * uniform
-        return loss.reshape(m, b).mean(1)
+        """Each member's mean loss (M,)."""
+        return self.objective.loss(self._logits(members, part, key).float(), part)
 
     def _logits(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
         """Logits (M, B, C) of these members, each on its own part of the rows, or all on the one part given."""
@@ -309,23 +291,14 @@ class Trainer:
                         parameter.add_(origin - parameter, alpha=rate)
 
     def _validate(self, r: Round) -> dict[str, Any]:
-        """Validation NLL and accuracy of the round's members, their disagreement, and their spread in Σ."""
+        """What the objective says of the round's members on the validation rows, and their spread in Σ."""
         if self.validation is None:
-            return {"validation_nll": None}
-        logits_MNC = self.validate(r.judged_by or r.members)
-        mask_NC = self.validation.mask_NC
-        masked = logits_MNC if mask_NC is None else np.where(mask_NC, logits_MNC, -np.inf)
-        labels = torch.from_numpy(self.validation.labels_N)
-        nll = mean_nll(torch.from_numpy(logits_MNC), labels, None if mask_NC is None else torch.from_numpy(mask_NC))
-        votes_MN = masked.argmax(-1)
-        pairs = [(a, b) for a in range(len(votes_MN)) for b in range(a)]
-        disagreement = float(np.mean([(votes_MN[a] != votes_MN[b]).mean() for a, b in pairs])) if pairs else 0.0
-        probs = torch.softmax(torch.from_numpy(masked).double(), -1).mean(0)
-        accuracy = float((probs.argmax(-1) == labels).double().mean())
-        distance = self._spread(list(r.members))
-        if pairs and disagreement == 0.0 and self.spec.epochs:
+            return {self.objective.selects: None}
+        members = r.judged_by or r.members
+        found = self.objective.validation(self.validate(members))
+        if len(members) > 1 and found.get("disagreement") == 0.0 and self.spec.epochs:
             self.log.warn("The members agree on every validation sample: they may have collapsed (see sigma_init, member_batches).")
-        return {"validation_nll": nll, "validation_accuracy": accuracy, "disagreement": disagreement, "sigma_distance": distance}
+        return {**found, "sigma_distance": self._spread(list(r.members))}
 
     def _spread(self, members: list[int]) -> float | None:
         """Mean distance between two members in Σ-space, relative to the mean distance from the checkpoint."""
@@ -341,11 +314,13 @@ class Trainer:
         self.best_state = {n: t.clone() for n, t in self.ensemble.state().items() if n in names}
 
     def _select(self, r: Round, record: dict[str, Any]) -> None:
-        nll = record["validation_nll"]
-        if nll is not None and not math.isfinite(nll):
-            raise DivergenceError(f"The validation NLL is not finite after epoch {record['epoch']}.", "Lower train.lr.")
-        if nll is not None and (self.best["validation_nll"] is None or nll < self.best["validation_nll"]):
-            self.best = {"validation_nll": nll, "epoch": record["epoch"]}
+        key = self.objective.selects
+        found = record[key]
+        if found is not None and not math.isfinite(found):
+            name = key.replace("validation_", "validation ").replace("nll", "NLL")
+            raise DivergenceError(f"The {name} is not finite after epoch {record['epoch']}.", "Lower train.lr.")
+        if found is not None and (self.best[key] is None or found < self.best[key]):
+            self.best = {key: found, "epoch": record["epoch"]}
             self._keep_best(r)
 
     def _save(self, number: int, epoch: int) -> None:

@@ -13,9 +13,10 @@ from sve_cli.findings import Difference
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir
+from sve_cli.statistics import without_weights
 from sve_cli.workflows.bench_cells import Study, local_paths
-from sve_cli.workflows.evaluate import slug
 from sve_cli.workflows.session import Log, Silent, run_recipe
+from sve_cli.workflows.stored import slug
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
@@ -51,15 +52,16 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
 
 def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
     recipes = [run_recipe(run) for run in (*references, *others)]
+    how = without_weights(recipes[0].evaluate.aggregate)
     spec, local = recipes[0].evaluate, [path for recipe in recipes for path in local_paths(recipe)]
     ours, theirs = [_test(run) for run in references], [_test(run) for run in others]
     names = _known(METRICS)
-    found = compare_seeds(ours, theirs, spec.aggregate, spec.bins, names, BOOTSTRAP, 0, spec.confidence)
+    found = compare_seeds(ours, theirs, how, spec.bins, names, BOOTSTRAP, 0, spec.confidence)
     differences = {d.key: _short(d) for d in found}
     scaled = [_scaled(run, p) for run, p in zip(others, theirs, strict=True)]
     if all(p is not None for p in scaled):
         given = [p for p in scaled if p is not None]
-        for d in compare_seeds(ours, given, spec.aggregate, spec.bins, names, BOOTSTRAP, 0, spec.confidence):
+        for d in compare_seeds(ours, given, how, spec.bins, names, BOOTSTRAP, 0, spec.confidence):
             differences[f"temperature.{d.key}"] = _short(d)
     for name in recipes[0].data.ood:
         if not all(name in recipe.data.ood for recipe in recipes):
@@ -67,7 +69,7 @@ def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
         left, right = (
             [(test, _load(run, name)) for run, test in zip(*side, strict=True)] for side in ((references, ours), (others, theirs))
         )
-        for d in compare_ood(left, right, spec.aggregate, ("entropy",), BOOTSTRAP, 0, spec.confidence):
+        for d in compare_ood(left, right, how, ("entropy",), BOOTSTRAP, 0, spec.confidence):
             differences[without_folders(d.key, local)] = _short(d)
     return {"differences": differences}
 

@@ -17,6 +17,7 @@ from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
 from sve_cli.rundir import RunDir, check_seal, read_json, write_text
+from sve_cli.statistics import without_weights
 
 SMALL_SET = 500
 OWN_SPLITS = ("validation", "test")
@@ -52,26 +53,29 @@ class Options:
     seed: int = 0
 
 
-def open_system(path: Path) -> System:
+def open_system(path: Path, but: Path | None = None) -> System:
     """A run's folder (its newest finished evaluation) or a predictions file (its stem, .safetensors or .parquet).
+
+    Args:
+        but: an evaluation of the run that is only taken where there is no other.
 
     Raises:
         SveError: neither is there, or the run has no finished evaluation.
     """
     if path.is_dir():
-        return _open_run(path)
+        return _open_run(path, but)
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
     if not stem.with_name(stem.name + ".safetensors").is_file():
         raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a .safetensors file.")
     return System(stem.name, Predictions.load(stem))
 
 
-def _open_run(path: Path) -> System:
+def _open_run(path: Path, but: Path | None = None) -> System:
     run = RunDir.open(path)
     evaluations = run.evaluations()
     if not evaluations:
         raise SveError(f"The run '{path}' has no finished evaluation.", f"Make one with: sve evaluate {path}")
-    newest = evaluations[0]
+    newest = other_evaluation(evaluations, but)
     check_seal(newest)
     report = read_json(newest / "report.json")
     keys = [key for row in report["rows"] for key in row["metrics"]]
@@ -82,9 +86,14 @@ def _open_run(path: Path) -> System:
         test=test,
         ood=_ood_sets(evaluations, test),
         temperature=Posthoc.from_json((newest / "posthoc.json").read_text(encoding="utf-8")).temperature,
-        aggregate=report["provenance"].get("aggregate", "probs"),
+        aggregate=without_weights(report["provenance"].get("aggregate", "probs")),
         bins=bins,
     )
+
+
+def other_evaluation(evaluations: Sequence[Path], but: Path | None) -> Path:
+    """The first that is not `but`; that one where there is no other."""
+    return next((folder for folder in evaluations if but is None or folder.resolve() != but.resolve()), evaluations[0])
 
 
 def _ood_sets(evaluations: Sequence[Path], test: Predictions) -> dict[str, Predictions]:

@@ -9,11 +9,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from sve_cli import diversity as measures
 from sve_cli.backbone import Head, LinearView
@@ -26,22 +25,15 @@ from sve_cli.recipe import Recipe, digest
 from sve_cli.render.diversity import render_html, render_markdown
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, write_json, write_text
 from sve_cli.samples import Samples
-from sve_cli.statistics import ensemble_uncertainty, require_usable, seeded
+from sve_cli.statistics import ensemble_uncertainty, require_usable, seeded, without_weights
 from sve_cli.tasks.common import Encoded
-from sve_cli.workflows.evaluate import saved_predictions
 from sve_cli.workflows.session import Log, Session, open_session, run_recipe
+from sve_cli.workflows.spectrum import HasGains
+from sve_cli.workflows.stored import saved_predictions
 
 SAMPLES = 2000
 TRAIN_SAMPLES = 10_000
 TOGETHER = "test and OOD"
-
-
-@runtime_checkable
-class HasGains(Protocol):
-    """A layer whose members are made of singular values."""
-
-    def gain_MR(self, members: tuple[int, ...]) -> Tensor:
-        """max(s_m, 0) / S."""
 
 
 def diversity(
@@ -304,7 +296,7 @@ def _uncertainties(parts: list[Predictions], recipe: Recipe) -> dict[str, np.nda
     masks = [np.ones(p.logits_MNC.shape[1:], dtype=bool) if p.mask_NC is None else p.mask_NC for p in parts]
     mask_NC = np.concatenate(masks) if masked else None
     require_usable(logits_MNC, mask_NC, [i for part in parts for i in part.ids_N], recipe.data.name)
-    found = ensemble_uncertainty(logits_MNC, mask_NC, recipe.evaluate.aggregate)
+    found = ensemble_uncertainty(logits_MNC, mask_NC, without_weights(recipe.evaluate.aggregate))
     return {"mutual_information": found.mutual_N, "expected_entropy": found.expected_N, "entropy": found.total_N}
 
 

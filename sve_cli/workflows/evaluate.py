@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -14,14 +13,16 @@ from typing import Any
 import torch
 
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
+from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.foreign import open_predictions
+from sve_cli.metrics.aggregate import aggregate as aggregate_members
+from sve_cli.metrics.intervals import how_resampled
 from sve_cli.ood.build import needs_features
 from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.state import Posthoc, split_validation
-from sve_cli.posthoc.temperature import fit_temperature
-from sve_cli.posthoc.vector import fit_vector, options_vary
+from sve_cli.posthoc.vector import options_vary
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
 from sve_cli.registry import RENDERERS
@@ -29,7 +30,10 @@ from sve_cli.report import Report
 from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
 from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
 from sve_cli.tasks.common import tensor_to
+from sve_cli.workflows.fitting import fit_posthoc, with_weights
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
+from sve_cli.workflows.spectrum import run_spectrum
+from sve_cli.workflows.stored import saved_predictions, slug
 
 VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
@@ -62,7 +66,7 @@ def evaluate(
     existing = _finished(run, spec, sets)
     if existing is not None:
         return existing, Report.load(existing / "report.json")
-    lazy = _Lazy(run, recipe, log)
+    lazy = _Lazy(run, replace(recipe, evaluate=spec), log)
     lazy.check_ood(names, _with_features(spec))
     report = _evaluate(run, recipe, spec, sets, lazy, log, command, None)
     path = _finished(run, spec, sets)
@@ -127,6 +131,7 @@ def _evaluate(
     training = lazy.training_features() if features else None
     before = lazy.before()
     posthoc = fit_posthoc(wanted["validation"], spec, recipe.seed)
+    spec = with_weights(spec, posthoc)
     calibration = wanted["validation"].subset(split_validation(wanted["validation"].n_samples, recipe.seed)[1])
     posthoc = fit_decisions(posthoc, calibration, spec, training)
     for name, predictions in wanted.items():
@@ -154,7 +159,12 @@ def _evaluate(
         ],
         history=run.history(),
         parameters=_parameters(run, lazy),
-        provenance={**_provenance(run, recipe, spec, lock, command, gap), "notes": lock["notes"]},
+        spectrum=run_spectrum(run, lambda: lazy.ensemble),
+        provenance={
+            **_provenance(run, recipe, spec, lock, command, gap),
+            "notes": lock["notes"],
+            "intervals": report.provenance["intervals"],
+        },
     )
     write_text(folder / "posthoc.json", posthoc.to_json())
     write_text(folder / "report.json", report.to_json())
@@ -179,14 +189,6 @@ def _limited(limit: int | None) -> list[str]:
     return [f"Limited to {limit} rows a split: not comparable with full runs."] if limit else []
 
 
-def fit_posthoc(validation: Predictions, spec: EvaluateSpec, seed: int) -> Posthoc:
-    """Fit what the recipe asks for on the selection half of the validation predictions; vector scaling where it can be."""
-    selection = validation.subset(split_validation(validation.n_samples, seed)[0])
-    temperature = fit_temperature(selection, spec.aggregate) if spec.temperature else None
-    vector = fit_vector(selection, spec.aggregate) if spec.vector and not options_vary(validation) else None
-    return Posthoc(temperature, vector)
-
-
 def build_report(
     title: str,
     test: Predictions,
@@ -200,9 +202,10 @@ def build_report(
     groups: Sequence[str] = (),
 ) -> Report:
     """Score predictions and put the result in words."""
-    rows = score(test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed)
+    view = aggregate_members(test, spec.aggregate)
+    rows = score(test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed, view=view)
     tables = score_ood(test, ood, spec, seed, training, groups)
-    behind = break_down(test, spec, seed)
+    behind = break_down(test, spec, seed, view)
     named = dict(zip((table.name for table in tables), ood, strict=True))
     return Report(
         title=title,
@@ -217,8 +220,16 @@ def build_report(
         bin_choices=behind.bin_choices,
         per_class=behind.per_class,
         slices=behind.slices,
+        risk_curve=behind.risk_curve,
+        answers=behind.answers,
+        diagnosis=diagnose(test, list(named.items()), spec, view=view, before=before, training=training, seed=seed),
         warnings=data_warnings(test),
-        provenance={"notes": notes, "aggregate": spec.aggregate, "environment": environment()},
+        provenance={
+            "notes": notes,
+            "aggregate": spec.aggregate,
+            "intervals": how_resampled(test.n_samples, spec.bootstrap),
+            "environment": environment(),
+        },
     )
 
 
@@ -276,28 +287,7 @@ class _Lazy:
         return None if base is None else self.session.predict(base, "test", self.session.digest())
 
     def _saved(self, name: str, features: bool = False) -> Predictions | None:
-        return saved_predictions(self.run, name, self.digest, features)
-
-
-def saved_predictions(run: RunDir, name: str, model_digest: str, features: bool = False) -> Predictions | None:
-    """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest.
-
-    Args:
-        features: only those that kept features.
-    """
-    for folder in run.evaluations():
-        stem = folder / "predictions" / slug(name)
-        if stem.with_name(stem.name + ".safetensors").is_file():
-            found = Predictions.load(stem)
-            if found.model_digest == model_digest and not (features and found.features_MNF is None):
-                return found
-    return None
-
-
-def slug(name: str) -> str:
-    """A file name for a split or set name; different names never collide."""
-    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-60:]  # no dots: what follows one would be cut as a suffix
-    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+        return saved_predictions(self.run, name, self.digest, features, self.recipe.evaluate.batch_size)
 
 
 def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
@@ -358,6 +348,7 @@ def _provenance(
     return {
         "command": command or lock.get("command", ""), "model": recipe.model.name, "pooling": recipe.model.pooling,
         "method": recipe.method.name, "members": recipe.method.members, "seed": recipe.seed, "aggregate": spec.aggregate,
+        "batch_size": spec.batch_size,
         "recipe_digest": digest(recipe), "checkpoint_digest": lock["checkpoint"], "data_digests": lock["data"],
         "training_path_gap": gap, "training": {k: v for k, v in training.items() if k != "command"},
         "environment": lock["environment"],

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from sve_cli import gate as gates
 from sve_cli.comparison import align, compare_predictions
@@ -21,8 +25,9 @@ from sve_cli.render.gate import render_junit, render_markdown
 from sve_cli.render.tables import metric_name
 from sve_cli.report import Direction, MetricValue
 from sve_cli.rundir import write_text
-from sve_cli.verdict import Check, Verdict
+from sve_cli.verdict import Check, Rule, Verdict
 from sve_cli.workflows.gate_sides import Judged, Reference, open_reference, same_classes
+from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_samples, with_ids, worst_addresses
 
 FEW = 500  # resamples where only a standard error and a bias are asked for
 
@@ -80,7 +85,7 @@ def judge_options(
     place = baseline
     if place is None and file is not None and gate is not None and file.settings.baseline is not None:
         place = gate.parent / file.settings.baseline
-    reference = open_reference(place, prob_columns) if place is not None else None
+    reference = open_reference(place, prob_columns, judged.folder) if place is not None else None
     missing = f"there is nothing at '{place}'." if place is not None else ""
     if place is not None and reference is None and file is None:
         raise SveError(f"There is no baseline at '{place}'.", "Make one with: sve gate baseline RUN --out baseline.json")
@@ -118,6 +123,8 @@ class _Court:
         return self.judged.report.metric(key)
 
     def checks(self, key: str, gate: GateSpec) -> list[Check]:
+        if is_slice(key) and key not in self.values:
+            return self._worst(key, gate) or self._missing_slice(key, gate)
         direction = self.value(key).direction
         if direction == "none":
             raise SveError(f"'{key}' has no better side, so it cannot be gated.", "Use --fail-if, or gate another metric.")
@@ -132,7 +139,35 @@ class _Court:
                 found.append(gates.judge_worsening(key, direction, gate, against, self.level))
         return found
 
+    def _worst(self, key: str, gate: GateSpec) -> list[Check]:
+        """The checks of all slices that `slice.worst` stands for, each at its share of the level, and of them the worst."""
+        addresses = worst_addresses(self.judged.report, key)
+        if not addresses:
+            return []
+        court = _Court(self.judged, self.reference, self.settings, dict.fromkeys(addresses, gate), self.missing)
+        court.level = gates.share_level(self.level.confidence, len(addresses))
+        found = [court.checks(address, gate) for address in addresses]
+        self.notes += court.notes
+        return [gates.worst_check(key, rule) for rule in zip(*found, strict=True)]
+
+    def _missing_slice(self, key: str, gate: GateSpec) -> list[Check]:
+        why, policy = missing_slice(self.judged.report, key), self.settings.on_missing_slice
+        if policy is None:
+            hint = "Correct the address, or write on_missing_slice: fail, warn or pass in the gate file."
+            raise SveError(f"'{key}' cannot be judged: {why}", hint)
+        name = metric_name(key.rpartition(".")[2])
+        sentence = f"{name} was not judged: {why} The policy is on_missing_slice: {policy}."
+        asked: dict[Rule, bool] = {"limit": gate.limit is not None, "worsening": gate.compares}
+        rules = [rule for rule, wanted in asked.items() if wanted]
+        return [Check(key, name, rule, policy, sentence) for rule in rules]
+
     def condition(self, condition: Condition) -> Check:
+        if is_slice(condition.key) and condition.key not in self.values:
+            found = [self.condition(replace(condition, key=key)) for key in worst_addresses(self.judged.report, condition.key)]
+            if found:
+                return replace(gates.worst_check(condition.key, found), key=condition.text)
+            why = missing_slice(self.judged.report, condition.key)
+            raise SveError(f"'{condition.key}' cannot be judged: {why}", "Correct the address; it begins with slice.")
         value = self.value(condition.key)
         return gates.judge_condition(condition, value.value, value.direction, value.n)
 
@@ -149,7 +184,7 @@ class _Court:
         """The value's own interval: by bootstrap where the predictions give the metric, else from the report."""
         prefix, name = _split(key)
         value = self.value(key)
-        test = self._variant(self.judged.test, self.judged.temperature, prefix)
+        test = self._side(prefix)
         if test is not None and name in self.metrics:
             return self._alone_of(prefix, name, self._view(prefix, test))
         if value.low is None or value.high is None:
@@ -173,6 +208,17 @@ class _Court:
         if prefix not in self._views:
             self._views[prefix] = aggregate_members(test, self.judged.aggregate)
         return self._views[prefix]
+
+    @cached_property
+    def slice_ids(self) -> dict[str, set[str]]:
+        """Address of a slice -> its samples."""
+        return slice_samples(self._view("", self.judged.test), self.judged.test)
+
+    def _side(self, prefix: str) -> Predictions | None:
+        """The judged predictions that the addresses below `prefix` are about."""
+        if is_slice(f"{prefix}."):
+            return with_ids(self.judged.test, self.slice_ids.get(prefix, set()))
+        return self._variant(self.judged.test, self.judged.temperature, prefix)
 
     @staticmethod
     def _variant(test: Predictions, temperature: Temperature | None, prefix: str) -> Predictions | None:
@@ -208,24 +254,31 @@ class _Court:
     def _paired(self, reference: Reference, prefix: str) -> dict[str, Against]:
         """All wanted metrics below `prefix` that can be paired, in one pass over the resamples."""
         names = [name for key, gate in self.wanted.items() if gate.compares and (name := self._below(prefix, key))]
-        test = self._variant(self.judged.test, self.judged.temperature, prefix)
+        test, part = self._side(prefix), is_slice(f"{prefix}.")
         if test is None:
             return {}
         if reference.test is not None:
-            other = self._variant(reference.test, reference.temperature, prefix)
-            return {} if other is None else self._from_predictions(other, test, names)
-        if reference.samples is not None and prefix == "":
-            return self._from_samples(reference, reference.samples, test, names)
-        return {}
+            # A slice is the same samples on both sides, whatever columns the baseline has.
+            ids = self.slice_ids.get(prefix, set())
+            other = with_ids(reference.test, ids) if part else self._variant(reference.test, reference.temperature, prefix)
+            return {} if other is None else self._from_predictions(other, test, names, prefix)
+        samples = reference.samples
+        if samples is None or not (part or prefix == ""):
+            return {}
+        if part:
+            rows = [i for i, sample in enumerate(samples.ids_N) if sample in self.slice_ids.get(prefix, set())]
+            samples = samples.take(np.array(rows, dtype=np.int64))
+        return self._from_samples(reference, samples, test, names, prefix)
 
     def _below(self, prefix: str, key: str) -> str:
         above, name = _split(key)
         return name if above == prefix and name in self.metrics else ""
 
-    def _from_predictions(self, baseline: Predictions, test: Predictions, names: Sequence[str]) -> dict[str, Against]:
+    def _from_predictions(self, baseline: Predictions, test: Predictions, names: Sequence[str], prefix: str) -> dict[str, Against]:
         baseline, test = same_classes(baseline, test)
         shared = len(set(baseline.ids_N) & set(test.ids_N))
-        sizes = {"the baseline": baseline.n_samples, "these predictions": test.n_samples}
+        where = f" ({prefix})" if prefix else ""
+        sizes = {f"the baseline{where}": baseline.n_samples, f"these predictions{where}": test.n_samples}
         self.notes += gates.missing_notes(shared, sizes, self.settings.max_missing)
         one, other = align([baseline, test], ["the baseline", "these predictions"]).predictions
         views = [aggregate_members(side, self.judged.aggregate) for side in (one, other)]
@@ -243,8 +296,10 @@ class _Court:
             for row in rows
         }  # fmt: skip
 
-    def _from_samples(self, reference: Reference, baseline: Samples, test: Predictions, names: Sequence[str]) -> dict[str, Against]:
-        view = self._view("", test)
+    def _from_samples(
+        self, reference: Reference, baseline: Samples, test: Predictions, names: Sequence[str], prefix: str
+    ) -> dict[str, Against]:
+        view = self._view(prefix, test)
         here = gates.samples_of(view, test.ids_N, test.classes)
         exact = gates.recomputable(here, view, self.judged.bins)
         chosen = {name: exact[name] for name in names if name in exact and name in reference.exact}

@@ -19,7 +19,7 @@ from sve_cli.recipe import EvaluateSpec
 from sve_cli.report import SCHEMA as REPORT_SCHEMA
 from sve_cli.report import MetricValue, Report
 from sve_cli.rundir import RunDir
-from sve_cli.workflows.compare import open_system
+from sve_cli.workflows.compare import open_system, other_evaluation
 from sve_cli.workflows.evaluate import build_report
 
 REPORT_CONFIDENCE = 0.95
@@ -27,7 +27,7 @@ REPORT_CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """What is gated: test predictions with their report."""
+    """What is gated: test predictions with their report. `folder`: of the run's evaluation, None for a predictions file."""
 
     name: str
     test: Predictions
@@ -37,6 +37,7 @@ class Judged:
     confidence: float = REPORT_CONFIDENCE
     temperature: Temperature | None = None
     notes: list[str] = field(default_factory=list)
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,11 @@ class Reference:
     notes: list[str] = field(default_factory=list)
 
 
-def open_reference(path: Path, prob_columns: Sequence[str] = ()) -> Reference | None:
+def open_reference(path: Path, prob_columns: Sequence[str] = (), judged: Path | None = None) -> Reference | None:
     """A run's folder, a predictions file, a baseline file or a report.json; None when nothing is there.
+
+    Args:
+        judged: the evaluation that is judged; of its own run another one is taken where there is one.
 
     Raises:
         SveError: something is there that cannot be used.
@@ -67,8 +71,8 @@ def open_reference(path: Path, prob_columns: Sequence[str] = ()) -> Reference | 
     if path.suffix == ".json":
         return _open_json(path) if path.is_file() else None
     if path.is_dir():
-        system = open_system(path)
-        return Reference(system.name, test=system.test, values=_run_values(path), temperature=system.temperature)
+        system = open_system(path, judged)
+        return Reference(system.name, test=system.test, values=_run_values(path, judged), temperature=system.temperature)
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         return None
@@ -76,8 +80,8 @@ def open_reference(path: Path, prob_columns: Sequence[str] = ()) -> Reference | 
     return Reference(stem.name, test=test, notes=notes)
 
 
-def _run_values(path: Path) -> Mapping[str, MetricValue]:
-    newest = RunDir.open(path).evaluations()[0]
+def _run_values(path: Path, judged: Path | None) -> Mapping[str, MetricValue]:
+    newest = other_evaluation(RunDir.open(path).evaluations(), judged)
     return Report.load(newest / "report.json").addresses()
 
 
@@ -123,7 +127,9 @@ def judge_run(run: RunDir, evaluation: Path, report: Report, spec: EvaluateSpec)
     """
     posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
     test = Predictions.load(evaluation / "predictions" / "test")
-    return Judged(run.path.name, test, report, spec.aggregate, spec.bins, spec.confidence, posthoc.temperature)
+    return Judged(
+        run.path.name, test, report, posthoc.how(spec.aggregate), spec.bins, spec.confidence, posthoc.temperature, folder=evaluation
+    )
 
 
 def baseline_of(judged: Judged) -> Baseline:

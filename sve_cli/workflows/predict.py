@@ -5,34 +5,24 @@ Shapes: N inputs, C classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from safetensors import SafetensorError, safe_open
 
-from sve_cli.backbone import load_backbone
 from sve_cli.data.columns import read_ids, read_inputs
 from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
-from sve_cli.decisions import Decided, decide
-from sve_cli.ensemble import Ensemble
-from sve_cli.errors import CheckpointError, DataError, SveError
-from sve_cli.ood.build import needs_features
-from sve_cli.ood.training_features import TrainingFeatures
-from sve_cli.posthoc.state import Posthoc
-from sve_cli.prediction import as_predictions
+from sve_cli.decisions import Decided
+from sve_cli.errors import DataError, SveError
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.recipe import Recipe
-from sve_cli.registry import TASKS
-from sve_cli.rundir import RunDir, check_seal, file_digest, read_json
-from sve_cli.samples import SUFFIXES, DataSet, Samples, decode_image
-from sve_cli.tasks.common import Task
-from sve_cli.workflows.evaluate import TRAINING_FEATURES
-from sve_cli.workflows.session import MODALITY, Log, Session, run_recipe
+from sve_cli.rundir import RunDir
+from sve_cli.samples import SUFFIXES, Samples, decode_image
+from sve_cli.workflows.serving import open_run, set_names
+from sve_cli.workflows.session import MODALITY, Log, run_recipe
 
 BAD_SHOWN = 5
 
@@ -64,18 +54,8 @@ def predict(run: RunDir, log: Log, *, source: str | None = None, texts: Sequence
     Raises:
         SveError: an unfinished or changed run, inputs of another kind, or no input that can be read.
     """
-    check_seal(run.path)
-    recipe = run_recipe(run)
-    classes = _classes(run)
-    samples, errors = read_samples(recipe, source, texts)
-    evaluation = next(iter(run.evaluations()), None)
-    if evaluation is None:
-        raise SveError(f"The run '{run.path}' has no finished evaluation.", f"Make one with: sve evaluate {run.path}")
-    check_seal(evaluation)
-    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
-    how = str(read_json(evaluation / "report.json")["provenance"]["aggregate"])
-    with_features = posthoc.ood_threshold is not None and needs_features([posthoc.ood_threshold.score])
-    training = TrainingFeatures.load(evaluation / TRAINING_FEATURES) if with_features else None
+    model = open_run(run, log)
+    samples, errors = read_samples(run_recipe(run), source, texts)
     for row, error in list(errors.items())[:BAD_SHOWN]:
         log.warn(f"'{row}' is left out: {error}")
     if len(errors) > BAD_SHOWN:
@@ -83,14 +63,14 @@ def predict(run: RunDir, log: Log, *, source: str | None = None, texts: Sequence
     good = samples.subset(np.array([name not in errors for name in samples.ids_N], dtype=bool))
     if not len(good):
         raise DataError("No input could be read.", next(iter(errors.values()), "Name a file that holds some."))
-    predictions = _run_through(run, recipe, classes, good, log, with_features)
-    decided = decide(predictions, posthoc, how, training)
-    for sentence in (missing := _missing(posthoc, run)):
+    predictions = model.outputs(good, execution="merged")
+    decided = model.decide(predictions)
+    for sentence in model.missing:
         log.warn(sentence)
     found = dict(zip(good.ids_N, _rows(decided, predictions), strict=True))
     empty = {key: None for key in next(iter(found.values()))}
     rows = [found.get(name) or {**empty, "id": name, "error": errors[name]} for name in samples.ids_N]
-    return Answers(rows, classes, [*_rules(posthoc), *missing])
+    return Answers(rows, model.classes, model.rules)
 
 
 def read_samples(recipe: Recipe, source: str | None, texts: Sequence[str]) -> tuple[Samples, dict[str, str]]:
@@ -153,38 +133,11 @@ def _unreadable(raw: RawSplit, inputs: dict[str, Sequence[Any]], ids: list[str],
     return errors
 
 
-def _classes(run: RunDir) -> list[str]:
-    """The classes that a run's trained state was made for."""
-    path = run.path / "ensemble.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
-    classes = json.loads(meta.get("meta", "{}")).get("classes")
-    if not classes:
-        raise CheckpointError(f"The trained state '{path}' does not name its classes.", "Train again.")
-    return [str(name) for name in classes]
-
-
-def _run_through(run: RunDir, recipe: Recipe, classes: list[str], samples: Samples, log: Log, with_features: bool) -> Predictions:
-    backbone = load_backbone(recipe.model, recipe.task.name)
-    task: Task = TASKS.resolve(recipe.task.name)(recipe.task, classes, backbone)
-    session = Session(recipe, backbone, DataSet(None, None, None, []), task, log)
-    ensemble: Ensemble = session.load_run(run)
-    encoded = task.encode(samples)
-    logits_MNC, features_MNF = session.outputs(ensemble, encoded, "Predicting", with_features)
-    digest = file_digest(run.path / "ensemble.safetensors")
-    return replace(as_predictions(logits_MNC, samples, encoded, ensemble.classes, digest), features_MNF=features_MNF)
-
-
 def _rows(decided: Decided, predictions: Predictions) -> list[dict[str, Any]]:
     view, classes = decided.view, predictions.classes
     rows = []
     for i, name in enumerate(predictions.ids_N):
-        members = None
-        if decided.sets_NC is not None:
-            members = [classes[c] for c in np.argsort(-view.probs_NC[i], kind="stable") if decided.sets_NC[i, c]]
+        members = None if decided.sets_NC is None else set_names(decided, i, classes)
         rows.append(
             {
                 "id": name,
@@ -201,23 +154,3 @@ def _rows(decided: Decided, predictions: Predictions) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def _rules(posthoc: Posthoc) -> list[str]:
-    rules = []
-    if (flag := posthoc.ood_threshold) is not None and flag.threshold is not None:
-        rules.append(f"Out of distribution: {flag.score.replace('_', ' ')} above {flag.threshold:.4g}. {flag.guarantee}")
-    if (rule := posthoc.abstention) is not None and rule.threshold is not None:
-        rules.append(f"Abstain: largest probability below {rule.threshold:.4g}. {rule.guarantee}")
-    if posthoc.conformal is not None:
-        rules.append(f"Conformal sets: {posthoc.conformal.guarantee}")
-    return rules
-
-
-def _missing(posthoc: Posthoc, run: RunDir) -> list[str]:
-    """Which decisions cannot be made, and why."""
-    if posthoc.abstention is None and posthoc.ood_threshold is None and posthoc.conformal is None:
-        again = f"Evaluate again: sve evaluate {run.path}"
-        return [f"The run's newest evaluation fitted no decisions, so every input is answered. {again}"]
-    rules = (posthoc.abstention, posthoc.ood_threshold)
-    return [rule.guarantee.removeprefix("None: ") for rule in rules if rule is not None and rule.threshold is None]

@@ -149,7 +149,7 @@ def open_sets(session: Session) -> None:
 
 def _fit(session: Session, ensemble: Ensemble, run: RunDir, log: Log) -> training.Fit:
     checkpoint = run.path / "checkpoints" / LATEST
-    loaded = _read_checkpoint(checkpoint) if checkpoint.is_file() else None
+    loaded = read_checkpoint(checkpoint) if checkpoint.is_file() else None
     start = loaded[1]["done_steps"] if loaded else 0
     if loaded:
         log.say(f"Going on at step {start}.")
@@ -270,7 +270,12 @@ class LoopLog:
         self.log.warn(text)
 
 
-def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What the loop saved: tensors and facts.
+
+    Raises:
+        SveError: it is damaged.
+    """
     try:
         with safe_open(path, framework="pt") as f:
             meta = json.loads(f.metadata()["meta"])

@@ -5,32 +5,47 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from sve_cli.backbone import load_backbone
+from sve_cli.certify import Answer, Certificate, Questions, Reload, certify, export_and_certify, worker
 from sve_cli.ensemble import Ensemble
+from sve_cli.errors import CheckFailed, SveError
+from sve_cli.export import Artifact, Options, Source
 from sve_cli.factors import FactorStore
-from sve_cli.methods.heads_only import HeadsOnly
-from sve_cli.methods.single import Single
-from sve_cli.methods.sve import SVE
-from sve_cli.recipe.spec import MethodSpec, ModelSpec, TaskSpec
-from sve_cli.registry import TASKS
+from sve_cli.recipe.spec import DataSpec, MethodSpec, ModelSpec, Recipe, TaskSpec
+from sve_cli.registry import METHODS, ONE_NETWORK, TASKS
 from sve_cli.samples import Samples
 from sve_cli.tasks.common import Task
 
 WORDS = ["good", "bad", "film", "plot", "the", "a", "very", "was", "is", "song", "slow", "bright"]
 CLASSES = ["negative", "neutral", "very positive"]
 N = 20
+
+
+def in_this_process(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
+    """The worker's own function without its process, which takes seconds to start."""
+    answers = []
+    for artifact in artifacts:
+        try:
+            outputs, found = worker.answer(artifact.path, asked.request, artifact.reloader)
+        except (RuntimeError, OSError, SafetensorError, SveError) as error:
+            raise CheckFailed(f"'{artifact.path.name}' does not open: {error}") from error
+        arrays = {name: tensor.numpy() for name, tensor in outputs.items()}
+        answers.append(Answer(arrays, found["classes"], found["missing"], found["versions"]))
+    return answers
 
 
 @dataclass
@@ -41,6 +56,33 @@ class Case:
     task: Task
     samples: Samples
     source: Path
+    recipe: Recipe
+    factors: FactorStore
+
+    def source_of(self, members: Sequence[int] | None = None, **options: Any) -> Source:
+        """What an exporter gets."""
+        chosen = range(self.ensemble.n_members) if members is None else members
+        lock = {"checkpoint": self.ensemble.backbone.digest()}
+        encoded = self.task.encode(self.samples)
+        example = lambda: encoded.batch(np.arange(4))  # noqa: E731
+        wanted = Options(**options)
+        return Source(self.ensemble, tuple(chosen), wanted, self.recipe, lock, example=example, factors=self.factors)
+
+    def export(
+        self,
+        out: Path,
+        targets: Sequence[str] = ("merged",),
+        members: Sequence[int] | None = None,
+        reload: Reload = in_this_process,
+        **options: Any,
+    ) -> list[tuple[Artifact, Certificate]]:
+        """Export and certify; without a fresh process unless asked for."""
+        source = self.source_of(members, **options)
+        return export_and_certify(source, self.task, self.samples, targets, out, "sve export RUN", reload=reload)
+
+    def certify(self, artifact: Artifact, n: int = 20) -> Certificate:
+        """Judge a folder that is there already."""
+        return certify(artifact, self.ensemble, self.task, self.samples, "again", n=n, reload=in_this_process)
 
 
 def texts(rng: np.random.Generator, n: int = N) -> list[str]:
@@ -121,21 +163,37 @@ def build(
     """An ensemble whose parameters were moved as far as training would."""
     backbone = load_backbone(ModelSpec(name=str(source), pooling=pooling, **model), task_name)
     task: Task = TASKS.resolve(task_name)(TaskSpec(name=task_name, head=head, head_init_std=0.3), samples.classes, backbone)
-    kind = {"sve": SVE, "heads_only": HeadsOnly, "single": Single}[method]
-    spec = MethodSpec(name=method, members=1 if method == "single" else 3)
+    kind = METHODS.resolve(method)
+    spec = MethodSpec(name=method, members=1 if method in ONE_NETWORK else 3, params=dict(params or {}))
     ensemble = kind.build(backbone, task, spec, FactorStore(cache), kind.Params(**(params or {})), 0)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in ensemble.trainable().items():
             scale = 0.5 if "delta" in name else 0.1
             parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
-    return Case(ensemble, task, samples, source)
+    model_spec = ModelSpec(name=str(source), pooling=pooling, **model)
+    data = DataSpec(name="made", text_pair="text_pair" if "text_pair" in samples.inputs else None)
+    recipe = Recipe(
+        model=model_spec,
+        data=data,
+        task=task.spec,
+        method=spec,
+    )
+    return Case(ensemble, task, samples, source, recipe, FactorStore(cache))
 
 
 @pytest.fixture(scope="session")
-def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Case]:
+def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
+    """Undone after the last test of these."""
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: pytest.MonkeyPatch) -> Callable[..., Case]:
     """Case of a kind: bert, bert_mean, bert_pairs, vit, resnet, llama; further arguments as `build` takes them."""
     root = tmp_path_factory.mktemp("sources")
+    monkeypatch_session.setenv("SVE_CACHE_DIR", str(root / "cache"))
     made: dict[str, Path] = {}
 
     def source(name: str, write: Callable[[Path], Path]) -> Path:

@@ -17,37 +17,23 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from sve_cli.certify import Answer, Certificate, Questions, certify, export_and_certify, in_fresh_process, process, worker
+from sve_cli.certify import Answer, Certificate, Questions, in_fresh_process, process
 from sve_cli.certify.export import STAGING
 from sve_cli.errors import CheckFailed, NotExportable, SveError
+from sve_cli.export import Artifact, require_complete
 from sve_cli.export import merged as merged_target
-from sve_cli.export.artifact import Artifact, require_complete
 
 KINDS = ["bert", "bert_mean", "bert_pairs", "vit", "resnet", "llama"]
 Make = Callable[..., Any]
 
 
-def in_this_process(folders: Sequence[Path], asked: Questions) -> list[Answer]:
-    """The worker's own function without its process, which takes seconds to start."""
-    answers = []
-    for folder in folders:
-        try:
-            logits_NC, found = worker.answer(folder, asked.request)
-        except (RuntimeError, OSError, SafetensorError) as error:
-            raise CheckFailed(f"'{folder.name}' does not open: {error}") from error
-        answers.append(Answer(logits_NC.numpy(), found["classes"], found["missing"], found["versions"]))
-    return answers
-
-
-def export(case: Any, out: Path, targets: Sequence[str] = ("merged",), members: Sequence[int] | None = None,
-           reload: process.Reload = in_this_process) -> list[tuple[Artifact, Certificate]]:  # fmt: skip
-    chosen = range(case.ensemble.n_members) if members is None else members
-    return export_and_certify(case.ensemble, case.task, case.samples, targets, out, chosen, "sve export RUN", reload=reload)
+def export(case: Any, *arguments: Any, **keys: Any) -> list[tuple[Artifact, Certificate]]:
+    return case.export(*arguments, **keys)  # type: ignore[no-any-return]
 
 
 def member_logits(case: Any, m: int) -> np.ndarray:
@@ -160,8 +146,8 @@ def after_saving(change: Callable[[Path], None]) -> Callable[[Any, pytest.Monkey
     def mutate(case: Any, patch: pytest.MonkeyPatch) -> None:
         original = case.ensemble.backbone.save
 
-        def save(model: nn.Module, folder: Path, classes: list[str]) -> None:
-            original(model, folder, classes)
+        def save(model: nn.Module, folder: Path, *rest: Any) -> None:
+            original(model, folder, *rest)
             change(folder)
 
         patch.setattr(case.ensemble.backbone, "save", save)
@@ -252,11 +238,11 @@ def test_a_wrong_average_is_refused(make: Make, tmp_path: Path, monkeypatch: pyt
 def test_certify_judges_an_existing_folder_and_leaves_it(make: Make, tmp_path: Path) -> None:
     case = make("bert")
     (artifact, _), *_ = export(case, tmp_path / "out", members=[1])
-    again = certify(artifact, case.ensemble, case.task, case.samples, "again", n=5, reload=in_this_process)
+    again = case.certify(artifact, n=5)
     assert again.gaps.n == 5 and again.command == "again"
     other = Artifact("merged", artifact.path, 2, artifact.loads_with)
     with pytest.raises(CheckFailed, match="It is member 1"):
-        certify(other, case.ensemble, case.task, case.samples, "again", reload=in_this_process)
+        case.certify(other)
     assert artifact.path.is_dir()
 
 
@@ -314,7 +300,7 @@ def test_nothing_has_its_final_name_before_it_is_certified(make: Make, tmp_path:
     alive.mkdir()
     seen: list[list[str]] = []
 
-    def interrupted(folders: Sequence[Path], asked: Questions) -> list[Answer]:
+    def interrupted(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
         seen.append(sorted(p.name for p in (tmp_path / "out").iterdir()))  # what a kill at this moment would leave
         raise KeyboardInterrupt
 
@@ -391,7 +377,62 @@ def test_what_a_dead_worker_means(tmp_path: Path) -> None:
     with pytest.raises(SveError, match="killed") as caught:  # out of memory is not the artifact's fault
         process._read(answer, Path("member-0"), died(-9, ""))
     assert not isinstance(caught.value, CheckFailed)
-    found = {"classes": ["a"], "missing": [], "versions": {}, "strange": ["sve_cli.ensemble"]}
+    found = {"classes": ["a"], "missing": [], "versions": {}}
     save_file({"logits": torch.zeros(1, 1)}, answer, {"found": json.dumps(found)})
-    with pytest.raises(CheckFailed, match="imported this tool"):
-        process._read(answer, Path("member-0"), died(0, ""))
+    assert process._read(answer, Path("member-0"), died(0, "")).outputs["logits"].shape == (1, 1)
+
+
+# Weights written one at a time
+
+
+@pytest.mark.parametrize("kind", ["bert", "bert_mean", "vit", "resnet", "llama"])
+def test_streamed_weights_are_those_of_the_whole_network(make: Make, tmp_path: Path, kind: str) -> None:
+    case = make(kind)
+    backbone = case.ensemble.backbone
+    export(case, tmp_path / "out", members=[1])
+    whole = case.ensemble.member_model(1)
+    model = whole["encoder"] if kind == "bert_mean" else whole
+    if kind in ("vit", "resnet"):
+        expected = model.state_dict()
+    else:
+        model.save_pretrained(tmp_path / "library")  # the library's own writer says which names and which tied tensors
+        expected = load_file(tmp_path / "library" / "model.safetensors")
+    found = load_file(tmp_path / "out" / "member-1" / "model.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert not any(p.is_meta for p in backbone.network.parameters()) and case.ensemble.late is None
+
+
+@pytest.mark.parametrize(("size", "files"), [(20_000, 5), (10**9, 1)])
+def test_shards_smaller_and_larger_than_the_model(make: Make, tmp_path: Path, size: int, files: int) -> None:
+    case = make("bert")
+    ((artifact, certificate),) = export(case, tmp_path / "out", members=[0], shard_size=size)
+    written = sorted(p.name for p in artifact.path.glob("*.safetensors"))
+    assert len(written) >= files and (artifact.path / "model.safetensors.index.json").is_file() == (files > 1)
+    assert certificate.gaps.max_logit_gap <= 1e-4
+    if files > 1:
+        sizes = [p.stat().st_size for p in artifact.path.glob("*.safetensors")]
+        assert sorted(sizes)[0] < size and written[0] == f"model-00001-of-{len(written):05d}.safetensors"
+
+
+def test_one_layer_is_in_memory_at_a_time(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merged matrices that are alive at once, counted when each is made."""
+    case = make("vit")
+    alive: list[StorageWeakRef] = []
+    most = 0
+    kind = type(next(case.ensemble.member_linears()))
+    original = kind.merged
+
+    def merged(self: Any, member: int) -> Any:
+        nonlocal most
+        made = original(self, member)
+        alive.append(StorageWeakRef(made[0].untyped_storage()))
+        most = max(most, sum(not r.expired() for r in alive))
+        return made
+
+    monkeypatch.setattr(kind, "merged", merged)
+    source = case.source_of([0])
+    merged_target.export_merged(source, tmp_path / "streamed")
+    streamed, most = most, 0
+    whole = case.ensemble.member_model(0)  # the old way: every layer of a second network
+    assert streamed <= 2 < most and whole is not None

@@ -24,7 +24,7 @@ def test_every_form_gives_the_same_distribution(tmp_path: Path) -> None:
         np.savez(tmp_path / "l.npz", log_probs=np.log(PROBS), labels=LABELS)
     columns = {"probs": PROBS.tolist(), "label": LABELS, "id": list("wxyz"), "place": list("aabb")}
     pq.write_table(pa.table(columns), tmp_path / "p.parquet")
-    lines = [f"\"[{', '.join(map(str, row))}]\",{label}" for row, label in zip(PROBS, LABELS, strict=True)]
+    lines = [f'"[{", ".join(map(str, row))}]",{label}' for row, label in zip(PROBS, LABELS, strict=True)]
     (tmp_path / "c.csv").write_text("probs,label\n" + "\n".join(lines) + "\n")
     rows = [f"{','.join(map(str, row))},{'uvw'[label]}" for row, label in zip(PROBS, LABELS, strict=True)]
     (tmp_path / "d.csv").write_text("u,v,w,label\n" + "\n".join(rows) + "\n")

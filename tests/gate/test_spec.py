@@ -65,3 +65,23 @@ def test_refused_conditions(text: str) -> None:
     with pytest.raises(SveError) as caught:
         parse_condition(text)
     assert "0.03" in caught.value.hint and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [(r'"slice.city.New York, NY.accuracy" < 0.5', "slice.city.New York, NY.accuracy"),
+     (r' "slice.say.\"a\\b\".nll"  <  0.5', r'slice.say."a\b".nll'),
+     (r'"nll" < 0.5', "nll"), (r"slice.a>b.nll < 0.5", "slice.a>b.nll")],
+)  # fmt: skip
+def test_a_quoted_address(text: str, key: str) -> None:
+    condition = parse_condition(text)
+    assert (condition.key, condition.sign, condition.number) == (key, "<", 0.5)
+    assert parse_condition(condition.text) == condition, "what is shown can be typed again"
+
+
+@pytest.mark.parametrize(
+    "text", ['"nll < 0.5', '"nll"< 0.5', '"" < 0.5', '"a"b < 0.5', r'"a\x" < 0.5', "slice.a.New York.nll < 0.5"]
+)
+def test_a_quote_that_does_not_end(text: str) -> None:
+    with pytest.raises(SveError, match="--fail-if"):
+        parse_condition(text)

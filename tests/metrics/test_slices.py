@@ -137,7 +137,7 @@ def test_partly_and_fully_unlabelled() -> None:
     some = replace(test, labels_N=np.where(np.arange(600) % 3 == 0, -1, test.labels_N))
     assert sum(p.n for p in found(some) if p.column == "half") == 400
     none = break_down(replace(test, labels_N=np.full(600, -1)), SPEC)
-    assert none == ([], [], [], [])
+    assert none == ([], [], [], [], None, [])
 
 
 def test_addresses_and_files(tmp_path: Path) -> None:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 
+import html5lib
 import pytest
 
-from sve_cli.report import Direction, MetricValue, OodSet, ReliabilityBin, Report, Row
+from sve_cli.report import (
+    AnswerPart,
+    BinChoice,
+    ClassRow,
+    Decision,
+    Direction,
+    MetricValue,
+    OodSet,
+    ReliabilityBin,
+    Report,
+    RiskCurve,
+    Row,
+    Slice,
+    Spectrum,
+    SpectrumLayer,
+)
 
 HOSTILE_CLASS = "<script>alert(1)</script>"
 HOSTILE_DATASET = "clinc|150"
@@ -64,9 +82,90 @@ def _histogram(shift: float) -> dict[str, list[float]]:
     return {"edges": edges, "id": [float(v) for v in inside], "ood": [float(v) for v in outside]}
 
 
+def check_page(text: str) -> None:
+    """A document without parse errors that fetches nothing, runs nothing, and whose links lead somewhere inside it."""
+    tree = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(text)  # raises at the first error
+    tags = [element for element in tree.iter() if isinstance(element.tag, str)]
+    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form"} & {e.tag.rpartition("}")[2] for e in tags}
+    ids = [e.attrib["id"] for e in tags if "id" in e.attrib]
+    assert len(ids) == len(set(ids))
+    for element in tags:
+        for name, value in element.attrib.items():
+            assert not name.startswith("on") and name not in ("src", "srcset", "data", "action"), (name, value)
+            if name.rpartition("}")[2] == "href":
+                assert value.startswith("#") and value[1:] in ids, value
+            if name == "style":
+                assert "url(" not in value
+    styles = "".join(e.text or "" for e in tags if e.tag == "style")
+    assert "url(" not in styles and "@import" not in styles and "http" not in styles
+
+
+@pytest.fixture
+def strict_page() -> Callable[[str], None]:
+    return check_page
+
+
 @pytest.fixture
 def report() -> Report:
     return make_report()
+
+
+@pytest.fixture
+def full_report() -> Report:
+    return make_full_report()
+
+
+def _risk_curve() -> RiskCurve:
+    coverage = [(i + 1) / 100 for i in range(100)]
+    risk = [0.047 * c**4 for c in coverage]
+    oracle = [max(c - 0.953, 0.0) / c for c in coverage]
+    low, high = [0.8 * y for y in risk], [min(1.0, 1.2 * y + 0.01 / c) for y, c in zip(risk, coverage, strict=True)]
+    return RiskCurve(coverage, risk, low, high, oracle, 0.047)
+
+
+def _spectrum() -> Spectrum:
+    kinds = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
+    layers = [
+        SpectrumLayer(f"encoder.layer.{b}.{kind}", 384, 0.01 + 0.001 * b, [0.002 * (r + 1) for r in range(10)], 0.4 - 0.1 * k)
+        for b in range(6)
+        for k, kind in enumerate(kinds)
+    ]
+    return Spectrum(4, 0.008, layers)
+
+
+def make_full_report() -> Report:
+    """The fixture with everything a page can show."""
+
+    def share(value: float) -> MetricValue:
+        return MetricValue(value, 4500, "higher", "A share.", value - 0.01, value + 0.01)
+
+    uncertain = {key: _METRICS[key] for key in ("entropy_mean", "expected_entropy_mean", "mutual_information_mean")}
+    edges = [0.1 * i for i in range(31)]
+    report = make_report()
+    ensemble = report.row("ensemble")
+    risks = {f"risk_at_{p}": replace(ensemble.metrics["aurc"], value=0.047 * (p / 100) ** 4) for p in (80, 90)}
+    report.rows[0] = replace(ensemble, metrics={**ensemble.metrics, **risks})
+    return replace(
+        report,
+        history=[{**line, "member_train_loss": [line["train_loss"] * f for f in (0.9, 1.1)]} for line in report.history],
+        bin_choices=[BinChoice(b, 0.01 + b / 1000, 0.02) for b in (5, 10, 15, 20)],
+        per_class=[ClassRow(name, 30, 29, 0.9, 0.5 + i / 400, 0.5 + i / 400, 0.001) for i, name in enumerate(report.classes)],
+        slices=[
+            Slice("<b>", f"v{i}", 100, {"accuracy": share(0.5 + i / 100), "ece_top1_w15": share(0.2)}, {"accuracy": i / 50})
+            for i in range(20)
+        ],
+        risk_curve=_risk_curve(),
+        answers=[
+            AnswerPart("right", 4289, _values(uncertain, -0.3, True), edges, [200 - 6 * i for i in range(30)]),
+            AnswerPart("wrong", 211, _values(uncertain, 4.0, True), edges, [10] * 30),
+        ],
+        decisions=[
+            Decision(
+                "abstention", "Abstaining", "Answer when sure.", 900, "One.", "Two.", {"answered": share(0.9), "risk": share(0.05)}
+            )
+        ],
+        spectrum=_spectrum(),
+    )
 
 
 def make_report() -> Report:

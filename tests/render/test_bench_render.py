@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
@@ -209,7 +210,7 @@ def test_equal_points_and_extreme_costs_are_drawn() -> None:
         assert "nan" not in drawing and "inf" not in drawing and drawing.count("× ") >= 1
 
 
-def test_the_page_is_whole_and_names_stay_text() -> None:
+def test_the_page_is_whole_and_names_stay_text(strict_page: Callable[[str], None]) -> None:
     rows = [row(HOSTILE, nll=0.2, cost=1.0), row("sve", cost=2.0)]
     paired = {
         "reference": HOSTILE,
@@ -219,6 +220,7 @@ def test_the_page_is_whole_and_names_stay_text() -> None:
         *rows, task=HOSTILE, model=HOSTILE, ood=[HOSTILE], notes=[HOSTILE], commands=[f"sve {HOSTILE}", "b"], paired=paired
     )
     text = render_html(hostile)
+    strict_page(text)
     page = Page(text)
     assert "script" not in page.tags and not {"link", "img", "iframe"} & page.tags
     assert "http" not in text and "src=" not in text

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -114,13 +115,15 @@ def test_pages_show_every_group_and_nothing_is_run() -> None:
     assert "2 systems against old" in several and Balanced(several).tags.count("svg") == 6 and "new1: Only 400" in several
 
 
-def test_hostile_names_stay_text() -> None:
+def test_hostile_names_stay_text(strict_page: Callable[[str], None]) -> None:
     bad = [replace(found, group=HOSTILE if found.group else "", label=HOSTILE) for found in rows()]
     pair = Pair(HOSTILE, 4, 400, 0, 0, [HOSTILE], bad, [HOSTILE])
     found = Comparison(HOSTILE, 1, HOSTILE, [pair, pair], {HOSTILE: HOSTILE})
+    strict_page(views.render_html(found))
     assert "script" not in Balanced(views.render_html(found)).tags
     assert "<script" not in views.render_markdown(found)
     curves = MemberCurves(HOSTILE, 2, HOSTILE, 9, 1, [HOSTILE], [replace(curve(), label=HOSTILE, group=HOSTILE)], {}, [HOSTILE])
+    strict_page(member_views.render_html(curves))
     assert "script" not in Balanced(member_views.render_html(curves)).tags
     assert "<script" not in member_views.render_markdown(curves)
 

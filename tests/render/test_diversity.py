@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -51,8 +52,9 @@ def test_tables_hold_the_numbers(found: Diversity) -> None:
     assert table.rows == [["test", "1,234", "0.847", "0.448 (-0.010 to 0.520)", "–", "0.088"]]
 
 
-def test_views_are_safe_and_whole(found: Diversity) -> None:
+def test_views_are_safe_and_whole(found: Diversity, strict_page: Callable[[str], None]) -> None:
     html, text = render_html(found), render_markdown(found)
+    strict_page(html)
     assert "<script" not in html and "&lt;script&gt;" in html and "http" not in html
     assert html.count("<svg") == 3 and html.count("<h1") == 1
     assert "<script" not in text and "\\|x" in text

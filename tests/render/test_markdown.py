@@ -17,8 +17,8 @@ def _tables(text: str) -> list[list[list[str]]]:
 
 def test_tables_have_the_same_number_of_cells_in_every_line(report: Report) -> None:
     found = _tables(render_markdown(report))
-    # results, further, uncertainty, two OOD sets, training, parameters, definitions, provenance
-    assert len(found) == 9
+    # results, further, reliability, two OOD sets, uncertainty, training, parameters, definitions, provenance
+    assert len(found) == 10
     for table in found:
         assert {len(row) for row in table} == {len(table[0])}
         assert all(re.fullmatch(r"-{3,}:?", cell) for cell in table[1])
@@ -69,7 +69,8 @@ def test_escape(raw: str, shown: str) -> None:
 
 
 def test_missing_pieces_are_left_out(report: Report) -> None:
-    bare = replace(report, rows=[replace(report.row("ensemble"), metrics={"nll": report.row("ensemble").metrics["nll"]})])
+    ensemble = report.row("ensemble")
+    bare = replace(report, rows=[replace(ensemble, metrics={"nll": ensemble.metrics["nll"]}, reliability=[])])
     bare = replace(bare, ood=[], history=[], warnings=[], parameters={}, provenance={}, headline=[])
     text = render_markdown(bare)
     assert re.findall(r"^#+ (.*)$", text, re.M)[1:] == ["Results", "Definitions"]

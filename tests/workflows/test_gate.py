@@ -23,7 +23,7 @@ def write(path: Path, scale: float = 1.5, seed: int = 1, n: int = 400, ids: bool
     logits_NC = (logits_NC + 0.3 * np.random.default_rng(seed).normal(size=logits_NC.shape)) * scale
     probs_NC = np.exp(logits_NC) / np.exp(logits_NC).sum(axis=1, keepdims=True)
     rows = [
-        f"{f's{i},' if ids else ''}{labels_N[i]},\"{' '.join(f'{p:.7f}' for p in probs_NC[i])}\"" for i in range(first, first + n)
+        f'{f"s{i}," if ids else ""}{labels_N[i]},"{" ".join(f"{p:.7f}" for p in probs_NC[i])}"' for i in range(first, first + n)
     ]
     path.write_text(("id," if ids else "") + "label,probs\n" + "\n".join(rows) + "\n")
     return path
@@ -42,9 +42,7 @@ def test_a_csv_from_elsewhere_is_gated(sve: Any, tmp_path: Path) -> None:
     gates = gate_file(tmp_path, "baseline: base.json\ngates: {nll: {slack: 0.05}, ece_top1_w15: {slack: 0.03, limit: 0.5}}\n")
     junit, summary = tmp_path / "junit.xml", tmp_path / "summary.md"
     summary.write_text("before\n")
-    found = sve.json(
-        "evaluate", "--predictions", same, "--gate", gates, "--bootstrap", 20, "--junit", junit, "--summary", summary
-    )
+    found = sve.json("evaluate", "--predictions", same, "--gate", gates, "--bootstrap", 20, "--junit", junit, "--summary", summary)
     assert found["gate"]["passed"] and [c["paired"] for c in found["gate"]["checks"]] == [True, None, True]
     root = ET.parse(junit).getroot()
     assert root.tag == "testsuites" and [suite.tag for suite in root] == ["testsuite"] and root.get("failures") == "0"

@@ -157,11 +157,10 @@ def test_export_is_what_was_evaluated(sve: Any, run: Path) -> None:
 def test_a_failed_certificate_is_exit_code_3(sve: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = merged.write_checkpoint
 
-    def base_weights(ensemble: Any, model: Any, artifact: Any, what: str) -> Any:
-        head = model.head.state_dict()
-        model.load_state_dict({k: v for k, v in ensemble.backbone.fresh().state_dict().items() if "head" not in k}, strict=False)
-        model.head.load_state_dict(head)
-        return real(ensemble, model, artifact, what)
+    def base_weights(source: Any, make: Any, artifact: Any, what: str) -> Any:
+        ensemble = source.ensemble
+        head = ensemble.heads.head(artifact.member, ensemble.classes)
+        return real(source, lambda: ensemble.backbone.with_head(ensemble.backbone.fresh(), head), artifact, what)
 
     monkeypatch.setattr(merged, "write_checkpoint", base_weights)
     sve("export", run, "--to", "merged", "--members", "0", code=3)

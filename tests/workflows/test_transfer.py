@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from sve_cli.certify import Answer, Questions, worker
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
+from sve_cli.export import Artifact
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe import load_recipe
 from sve_cli.recipe.spec import DataSpec, MethodSpec, Recipe, TrainSpec
@@ -167,10 +168,10 @@ def test_the_method_is_the_runs_and_the_rest_the_recipes() -> None:
     assert transferred_recipe(origin, replace(wanted, model=replace(wanted.model, pooling="native")))
 
 
-def in_this_process(folders: Sequence[Path], asked: Questions) -> list[Answer]:
+def in_this_process(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
     """The certificate's own reading of an artifact, without the fresh process, which takes seconds to start."""
-    found = [worker.answer(folder, asked.request) for folder in folders]
-    return [Answer(logits_NC.numpy(), f["classes"], f["missing"], f["versions"]) for logits_NC, f in found]
+    found = [worker.answer(artifact.path, asked.request, artifact.reloader) for artifact in artifacts]
+    return [Answer({k: t.numpy() for k, t in o.items()}, f["classes"], f["missing"], f["versions"]) for o, f in found]
 
 
 def test_a_transferred_run_is_a_run(sve: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

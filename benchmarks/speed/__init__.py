@@ -1,0 +1,1 @@
+"""Speed and memory of SVE against strong contenders, as ratios measured in turns in one process: `python -m benchmarks.speed`."""

@@ -1,0 +1,1 @@
+"""The rows of the table: one module a subject, one function a workload."""

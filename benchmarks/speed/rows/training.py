@@ -1,0 +1,113 @@
+"""Training steps: M members of SVE against M full fine-tuning steps, the paper's form and LoRA-Ensemble."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.speed.clock import Spread, digits, interleave, paired, ratio
+from benchmarks.speed.contenders import make
+from benchmarks.speed.flops import StepFlops, step_flops
+from benchmarks.speed.machine import GemmProbe, device, peak_of
+from benchmarks.speed.networks import Shape, open_bench, why_not_real
+from benchmarks.speed.tiers import Context
+from benchmarks.speed.where import profile_step
+from sve_cli.recipe.spec import TrainSpec
+from sve_cli.training import training_precision
+
+SMALL, LARGE = {"full": 0.50, "paper": 0.40, "lora": 0.90, "quarter": 0.8}, {"full": 0.85, "lora": 1.2, "quarter": 0.8}
+PEAK_SHARE = 0.60
+NAMES = {"full": "M full fine-tuning steps", "paper": "the paper's form", "lora": "LoRA-Ensemble, rank 8"}
+
+
+def vit_small_batch(context: Context) -> dict[str, Any]:
+    """ViT-S, 224 px, 4 images a member."""
+    return _row(context, Shape("vit", context.pick(1, 3, 12), context.pick(32, 224, 224), context.pick(2, 4, 4)), SMALL)
+
+
+def vit_large_batch(context: Context) -> dict[str, Any]:
+    """ViT-S, 224 px, 32 images a member."""
+    return _row(context, Shape("vit", context.pick(1, 2, 12), context.pick(32, 224, 224), context.pick(4, 32, 32)), LARGE)
+
+
+def minilm_small_batch(context: Context) -> dict[str, Any]:
+    """MiniLM's architecture, 128 tokens, 8 texts a member."""
+    return _row(context, Shape("minilm", context.pick(1, 2, 6), context.pick(16, 128, 128), context.pick(2, 8, 8)), SMALL)
+
+
+def minilm_large_batch(context: Context) -> dict[str, Any]:
+    """MiniLM's architecture, 128 tokens, 32 texts a member."""
+    return _row(context, Shape("minilm", context.pick(1, 2, 6), context.pick(16, 128, 128), context.pick(4, 32, 32)), LARGE)
+
+
+def clinc150_small_batch(context: Context) -> dict[str, Any]:
+    """MiniLM-L6 on CLINC150's own batches, 8 texts a member."""
+    return _real(context, 8, SMALL)
+
+
+def clinc150_large_batch(context: Context) -> dict[str, Any]:
+    """MiniLM-L6 on CLINC150's own batches, 32 texts a member."""
+    return _real(context, 32, LARGE)
+
+
+def check_transformer(context: Context) -> dict[str, Any]:
+    """A small BERT: what the regression check measures."""
+    shape = Shape("minilm", context.pick(1, 1, 1), context.pick(16, 64, 64), 4, width=context.pick(64, 384, 384))
+    return _row(replace(context, repeats=context.pick(2, 9, 9)), shape, SMALL | LARGE, judged=False, profiled=False)
+
+
+def _real(context: Context, batch: int, targets: dict[str, float]) -> dict[str, Any]:
+    why = why_not_real()
+    return {"skipped": why} if why else _row(context, Shape("clinc150", 6, 0, batch), targets)
+
+
+def _row(context: Context, shape: Shape, targets: dict[str, float], judged: bool = True, profiled: bool = True) -> dict[str, Any]:
+    if context.tier == "tiny":
+        shape = replace(shape, width=64)
+    bench = open_bench(shape, context.store)
+    names = ["sve", "full", "lora", *(["paper"] if "paper" in targets else []), "sve_quarter"]
+    steps = {name: make(bench, name) for name in names}
+    flops = {name: step_flops(partial(step, 0), step.network) for name, step in steps.items()}  # and warms up
+    times = interleave(steps, context.repeats, context.seconds, context.clock, warmup=False)
+    goal = targets if judged else {}
+    ratios = [ratio(f"vs_{k}", f"against {NAMES[k]}", paired(times, "sve", k), goal.get(k)) for k in NAMES if k in times]
+    title = "rank R/4 against LoRA-Ensemble, rank 8"
+    quarter = ratio("quarter_vs_lora", title, paired(times, "sve_quarter", "lora"), goal.get("quarter"))
+    found: dict[str, Any] = {
+        "setting": {**vars(shape), "words": shape.words(), "precision": _precision()},
+        "contenders": {
+            n: {"seconds": Spread.of(t).document(), "gflop_needed": digits((flops[n].linear + flops[n].attention) / 1e9),
+                "gflop_done": digits(flops[n].done / 1e9)}
+            for n, t in times.items()
+        },
+        "ratios": [*ratios, quarter],
+    }  # fmt: skip
+    if profiled:
+        _profiles(found, steps, flops, targets is LARGE, context)
+    return found
+
+
+def _precision() -> str:
+    return str(training_precision(TrainSpec(), device())).removeprefix("torch.")
+
+
+def _profiles(found: dict[str, Any], steps: dict[str, Any], flops: dict[str, StepFlops], large: bool, context: Context) -> None:
+    """Add where the time goes, and the share of the measured GEMM peak that the products and the whole step reach."""
+    probe = GemmProbe(context.pick(128, 1024, 2048), getattr(torch, _precision()))
+    for name in ("sve", "full"):
+        before = peak_of(probe, context.clock)
+        profile = profile_step(partial(steps[name], 0), context.clock)
+        peak = (before + peak_of(probe, context.clock)) / 2
+        products = flops[name].in_products / max(profile["products_seconds"], 1e-9) / peak
+        whole = (flops[name].linear + flops[name].attention) / profile["seconds"] / peak
+        shares = {"of_products": digits(products, 3), "of_step": digits(whole, 3), "peak_gflops": digits(peak / 1e9)}
+        found["contenders"][name] |= {"profile": profile, "gemm_peak_share": shares}
+    if large:
+        own = found["contenders"]
+        title = "share of the GEMM peak in the step's products, needed FLOPs only"
+        mine, full = (own[n]["gemm_peak_share"]["of_products"] for n in ("sve", "full"))
+        line = ratio("gemm_peak_share", f"{title} (full fine-tuning: {full:.2f})", [mine], PEAK_SHARE, at_least=True)
+        found["ratios"].append(line)

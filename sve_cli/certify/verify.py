@@ -1,0 +1,35 @@
+"""Whether an exported folder is still what was certified: every file against the digests in its certificate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sve_cli.certify.certificate import CERTIFICATE, FORMAT
+from sve_cli.certify.judge import file_digests
+from sve_cli.errors import CheckFailed, SveError
+
+
+def verify(folder: Path) -> dict[str, Any]:
+    """The certificate of a folder whose files are those that were certified.
+
+    Raises:
+        SveError: the folder has no certificate.
+        CheckFailed: a file is missing, was changed, or was added.
+    """
+    path = folder / CERTIFICATE
+    try:
+        certificate = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SveError(f"'{folder}' has no readable certificate ({error}).", "Name a folder that sve export wrote.") from error
+    if not isinstance(certificate, dict) or certificate.get("format") != FORMAT:
+        raise SveError(f"'{path}' is no certificate of the format {FORMAT}.", "Export the run again.")
+    stated, found = certificate["files"], file_digests(folder)
+    for name in sorted({*stated, *found}):
+        if stated.get(name) != found.get(name):
+            what = (
+                "is missing" if name not in found else "was not certified" if name not in stated else "was changed after the export"
+            )
+            raise CheckFailed(f"'{name}' of '{folder}' {what}.", "Export the run again, or fetch the folder again.")
+    return certificate

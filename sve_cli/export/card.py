@@ -1,0 +1,72 @@
+"""The card of an artifact: what it is, what it is not, how to load it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sve_cli.backbone import Backbone
+from sve_cli.ensemble import Ensemble
+
+
+def card(ensemble: Ensemble, title: str, what: str, code: str | None = None) -> str:
+    """The model card: what this is, what it is not, how to load it (`code`; default: by its library)."""
+    name = ensemble.backbone.spec.name
+    local = Path(name).expanduser().exists()
+    base = Path(name).name if local else name  # where a folder lies here is nobody else's business
+    metadata = f"library_name: {ensemble.backbone.library}" + ("" if local or "/" not in name else f"\nbase_model: {name}")
+    shown = ", ".join(ensemble.classes[:20]) + (f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else "")
+    code = code or usage(ensemble.backbone)
+    return f"""---
+{metadata}
+---
+
+# {title}
+
+{what}
+
+Made from the checkpoint `{base}` with {ensemble.n_members} members. Classes: {shown}.
+
+## How to load it
+
+```python
+{code}
+```
+"""
+
+
+def usage(backbone: Backbone) -> str:
+    """Lines of Python that open an exported folder and predict, without this tool."""
+    if backbone.library == "timm":
+        return """import timm, torch
+from PIL import Image
+model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+with torch.inference_mode():
+    logits = model(transform(Image.open("image.png").convert("RGB")).unsqueeze(0))
+print(model.pretrained_cfg["label_names"][int(logits.argmax())])"""
+    if "SentenceTransformer" in backbone.loads_with:
+        return """from sentence_transformers import SentenceTransformer
+model = SentenceTransformer("FOLDER")  # its output are the logits; config.json names the classes (id2label)
+logits = model.encode(["a text"])
+print(model[0].auto_model.config.id2label[int(logits[0].argmax())])"""
+    causal = "AutoModelForCausalLM" in backbone.loads_with
+    auto = "AutoModelForCausalLM" if causal else "AutoModelForSequenceClassification"
+    opened = f"""import torch
+from transformers import {auto}, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+model = {auto}.from_pretrained("FOLDER").eval()
+"""
+    if causal:
+        return (
+            opened
+            + """inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
+with torch.inference_mode():
+    logits = model(**inputs).logits[0, -1]  # compare the entries of the letters' tokens"""
+        )
+    return (
+        opened
+        + """inputs = tokenizer(["a text"], truncation=True, return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**inputs).logits
+print(model.config.id2label[int(logits.argmax())])"""
+    )

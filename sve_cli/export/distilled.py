@@ -1,0 +1,131 @@
+"""Target `distilled`: one plain checkpoint with the ensemble's calibrated mean, and its uncertainty from one output more.
+
+`workflows.distil` trains the network; this writes it. The folder is an ordinary checkpoint with C logits. `evidence.safetensors`
+beside it holds the log-precision's weight (F,) and bias (1,) on the features that its last linear layer reads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sve_cli.backbone import Backbone
+from sve_cli.errors import CheckFailed, NotExportable
+from sve_cli.export.artifact import Artifact, LiveOutputs, Source, Target, write_card
+from sve_cli.export.card import usage
+from sve_cli.export.complete import REPORT, require_complete
+
+EVIDENCE = "evidence.safetensors"
+
+
+class TrainedStudent(Protocol):
+    """The distilled network."""
+
+    def model(self) -> nn.Module:
+        """The library's own classifier with C logits."""
+
+    def evidence(self) -> dict[str, Tensor]:
+        """weight (F,) and bias (1,) of the log-precision."""
+
+
+class Prepared(Protocol):
+    """What `workflows.distil` made: see its `Distilled`."""
+
+    student: Any
+    live: LiveOutputs
+    facts: dict[str, Any]
+    lines: str
+
+
+def export_distilled(source: Source, folder: Path) -> list[Artifact]:
+    """Write `folder/distilled/`.
+
+    Raises:
+        NotExportable: there is no distilled network.
+    """
+    prepared: Prepared | None = source.prepared.get("distilled")
+    if prepared is None:
+        raise NotExportable("The target distilled needs a network trained on a run's predictions.", "Export from a run's folder.")
+    backbone, student = source.ensemble.backbone, prepared.student
+    artifact = Artifact(
+        "distilled", folder / "distilled", None, backbone.loads_with, claim="live", reloader="distilled", versus=("ensemble",),
+        facts=prepared.facts, live=prepared.live,
+    )  # fmt: skip
+    write_student(backbone, student, artifact.path, source.ensemble.classes)
+    what = (
+        f"One deterministic network that learnt the mean probability of an ensemble of {source.ensemble.n_members} members and, in "
+        f"one output more ({EVIDENCE}), how much they differ. It is not the ensemble; its own numbers are below.\n\n"
+        + prepared.lines
+    )
+    write_card(source, artifact, what, usage(backbone) + "\n\n" + evidence_usage(backbone))
+    return [artifact]
+
+
+def write_student(backbone: Backbone, student: TrainedStudent, folder: Path, classes: list[str]) -> None:
+    """The checkpoint and its evidence file."""
+    backbone.save(student.model(), folder, classes)
+    evidence = {name: tensor.float().cpu().contiguous() for name, tensor in student.evidence().items()}
+    meta = {"format": "pt", "reads": f"the {backbone.feature_dim} features before the last linear layer", "gives": "log-precision"}
+    save_file(evidence, folder / EVIDENCE, meta)
+
+
+def evidence_usage(backbone: Backbone) -> str:
+    """Lines of Python that follow those of `card.usage`: features, then entropy and mutual information."""
+    if backbone.library == "timm":
+        features = (
+            'pixels = transform(Image.open("image.png").convert("RGB")).unsqueeze(0)\n'
+            "with torch.inference_mode():\n"
+            "    features = model.forward_head(model.forward_features(pixels), pre_logits=True)"
+        )
+    elif "SentenceTransformer" in backbone.loads_with:
+        features = (
+            "import torch\nlogits = torch.tensor(logits)\n"
+            'features = torch.tensor(SentenceTransformer(modules=[model[0], model[1]]).encode(["a text"]))'
+        )
+    elif "AutoModelForCausalLM" in backbone.loads_with:
+        features = (
+            "with torch.inference_mode():\n"
+            "    features = model.base_model(**inputs).last_hidden_state[:, -1]\n"
+            'logits = logits[[tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]].unsqueeze(0)  # of the options there are'
+        )
+    else:
+        name = getattr(backbone, "head_name", "classifier")
+        features = (
+            "seen = []\n"
+            f'hook = model.get_submodule("{name}").register_forward_pre_hook(lambda module, args: seen.append(args[0]))\n'
+            "with torch.inference_mode():\n"
+            "    logits = model(**inputs).logits\n"
+            "features = seen[0]"
+        )
+    return (
+        "# Uncertainty in nats: a Dirichlet with mean p and precision exp(a).\n"
+        "from safetensors.torch import load_file\n"
+        f"{features}\n"
+        f'evidence = load_file("FOLDER/{EVIDENCE}")\n'
+        'a = features.double() @ evidence["weight"].double() + evidence["bias"].double()\n'
+        "p = torch.softmax(logits.double(), -1)\n"
+        "alpha = p * a.exp().unsqueeze(-1)\n"
+        "entropy = torch.special.entr(p).sum(-1)\n"
+        "expected = torch.digamma(alpha.sum(-1) + 1) - (p * torch.digamma(alpha + 1)).sum(-1)\n"
+        "mutual_information = entropy - expected  # the epistemic part\n"
+        "print(entropy, mutual_information)"
+    )
+
+
+def require_evidence(folder: Path, text: bool) -> None:
+    """A complete checkpoint with its evidence file.
+
+    Raises:
+        CheckFailed: naming what is missing.
+    """
+    if not (folder / EVIDENCE).is_file():
+        raise CheckFailed(f"The export '{folder.name}' lacks {EVIDENCE}.", REPORT)
+    require_complete(folder, text)
+    if not any(p.name != EVIDENCE for p in folder.glob("*.safetensors")):
+        raise CheckFailed(f"The export '{folder.name}' lacks weights (.safetensors).", REPORT)
+
+
+TARGET = Target(lambda source: ["distilled"], export_distilled, require_evidence)

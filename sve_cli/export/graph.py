@@ -1,0 +1,186 @@
+"""A network as one graph with named inputs and outputs: what `onnx` and `torch_export` write.
+
+One network gives logits (B, C), probabilities (B, C) and entropy (B,); a whole ensemble, whose members run one after another,
+gives the mean probability (B, C), its entropy (B,) and the mutual information (B,), in nats, and its members' logits (M, B, C).
+
+Shapes: M members, B batch, C classes, T tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sve_cli.backbone import Backbone, Inputs
+from sve_cli.backbone.causal_lm import CausalLM
+from sve_cli.errors import CheckFailed, NotExportable, SveError
+from sve_cli.export.artifact import Artifact, Source
+from sve_cli.export.complete import PICKLED
+from sve_cli.registry import nearest
+
+DESCRIPTION = "graph.json"
+ONE = ("logits", "probabilities", "entropy")
+VERSUS: dict[str, tuple[str, ...]] = {"ensemble": (), "averaged": ("ensemble",), "member": ()}
+MANY = ("probabilities", "entropy", "mutual_information", "logits")
+
+
+class OneNetwork(nn.Module):
+    """Inputs by name -> (logits, probabilities, entropy)."""
+
+    def __init__(self, backbone: Backbone, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = model.eval()
+        self.read = backbone.logits
+        self.names = tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        logits_BC = self.read(self.model, dict(zip(self.names, inputs, strict=True))).float()
+        log_probs_BC = logits_BC.log_softmax(-1)
+        probs_BC = log_probs_BC.exp()
+        return logits_BC, probs_BC, -(probs_BC * log_probs_BC).sum(-1)
+
+
+class ManyNetworks(nn.Module):
+    """Inputs by name -> (mean probability, its entropy, mutual information, logits of every member)."""
+
+    def __init__(self, backbone: Backbone, models: Sequence[nn.Module], names: Sequence[str]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(model.eval() for model in models)
+        self.read = backbone.logits
+        self.names = tuple(names)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(self.names, inputs, strict=True))
+        logits_MBC = torch.stack([self.read(model, named).float() for model in self.models])
+        log_probs_MBC = logits_MBC.log_softmax(-1)
+        log_mean_BC = log_probs_MBC.logsumexp(0) - float(torch.tensor(float(len(self.models))).log())
+        mean_BC = log_mean_BC.exp()
+        entropy_B = -(mean_BC * log_mean_BC).sum(-1)
+        expected_B = -(log_probs_MBC.exp() * log_probs_MBC).sum(-1).mean(0)
+        return mean_BC, entropy_B, (entropy_B - expected_B).clamp_min(0.0), logits_MBC
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to be traced, with real inputs to trace it on.
+
+    Attributes:
+        module: positional inputs in the order of `names`, outputs in the order of `outputs`.
+        names, example: of the inputs; on the CPU, at least two rows.
+        outputs: names.
+        text: whether axis 1 of the inputs is a number of tokens.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    example: tuple[Tensor, ...]
+    outputs: tuple[str, ...]
+    text: bool
+
+    def axes(self) -> dict[int, str]:
+        """The axes of every input whose length is free."""
+        return {0: "batch", 1: "sequence"} if self.text else {0: "batch"}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One graph to write: its folder, what it claims to be, its module."""
+
+    folder: str
+    member: int | None
+    claim: str
+
+
+def plans(source: Source, target: str) -> list[Plan]:
+    """What a target writes: the ensemble, the averaged network, or a folder a member.
+
+    Raises:
+        SveError: --graph-of names none of these.
+    """
+    of = source.options.graph_of
+    if of not in ("ensemble", "averaged", "members"):
+        raise SveError(f"--graph-of '{of}' names no network.", nearest(of, ["ensemble", "averaged", "members"]))
+    if of == "members":
+        return [Plan(f"{target}-member-{m}", m, "member") for m in source.members]
+    return [Plan(target if of == "ensemble" else f"{target}-averaged", None, of)]
+
+
+def graph(source: Source, plan: Plan) -> Graph:
+    """The module of a plan, on the CPU in float32.
+
+    Raises:
+        NotExportable: this ensemble has no such network, or there are no inputs to trace it on.
+    """
+    ensemble, backbone = source.ensemble, source.ensemble.backbone
+    if source.example is None:
+        raise NotExportable("A graph is traced on real inputs, and there are none.", "Export from a run's folder.")
+    example = {name: tensor.cpu() for name, tensor in _two_rows(source.example()).items()}
+    names = tuple(example)
+    if plan.claim == "ensemble":
+        models = [ensemble.member_model(m) for m in range(ensemble.n_members)]
+        module: nn.Module = ManyNetworks(backbone, models, names)
+    else:
+        model = ensemble.averaged_model() if plan.member is None else ensemble.member_model(plan.member)
+        module = OneNetwork(backbone, model, names)
+    module = module.float().cpu().eval().requires_grad_(False)
+    outputs = MANY if plan.claim == "ensemble" else ONE
+    return Graph(module, names, tuple(example.values()), outputs, backbone.modality != "image")
+
+
+def _two_rows(inputs: Inputs) -> Inputs:
+    """At least two rows: a batch of one would be traced as a constant."""
+    return {name: tensor if len(tensor) > 1 else tensor.repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
+
+
+def describe(source: Source, found: Graph, artifact: Artifact, file: str) -> None:
+    """Write what a stranger needs beside the graph: names and shapes of its inputs and outputs, and the classes."""
+    ensemble, backbone = source.ensemble, source.ensemble.backbone
+    classes = list(ensemble.classes)
+    if isinstance(backbone, CausalLM):
+        classes = [str(t) for t in backbone.tokenizer.convert_ids_to_tokens(backbone.letter_ids)]
+    document: dict[str, Any] = {
+        "file": file,
+        "is": {"ensemble": "the whole ensemble", "averaged": "the averaged network", "member": f"member {artifact.member}"}[
+            artifact.claim
+        ],
+        "members": ensemble.n_members if artifact.claim == "ensemble" else 1,
+        "inputs": {
+            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": [found.axes().get(i, n) for i, n in enumerate(x.shape)]}
+            for name, x in zip(found.names, found.example, strict=True)
+        },
+        "outputs": list(found.outputs),
+        "classes": classes,
+    }
+    (artifact.path / DESCRIPTION).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def what_it_is(source: Source, plan: Plan, size: int) -> str:
+    """The card's first sentence."""
+    n = source.ensemble.n_members
+    of = {
+        "ensemble": f"A whole ensemble of {n} members as one graph, which runs them one after another and puts out their mean "
+        "probability, its entropy and the mutual information (both in nats), and every member's logits",
+        "averaged": f"One network with the mean of the parameters of {n} members as a graph; it is not the ensemble",
+        "member": f"Member {plan.member} of an ensemble of {n} as a graph; one member is not the ensemble",
+    }[plan.claim]
+    return f"{of}. {size / 1e6:.1f} MB."
+
+
+def check_files(folder: Path, text: bool, file: str) -> None:
+    """Refuse a folder that lacks a file or holds a pickled one.
+
+    Raises:
+        CheckFailed: naming it.
+    """
+    pickled = [p.name for p in folder.rglob("*") if p.suffix in PICKLED]
+    if pickled:
+        raise CheckFailed(f"The export holds a pickled file, '{pickled[0]}', which can run code when opened.")
+    for name in (file, DESCRIPTION, "config.json", *(["tokenizer_config.json"] if text else [])):
+        if not (folder / name).is_file():
+            raise CheckFailed(f"The export '{folder.name}' lacks {name}.")

@@ -1,0 +1,111 @@
+"""How much a metric moves between evaluations of the same thing, and the slack that follows.
+
+Shapes: K evaluations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from sve_cli.errors import SveError
+from sve_cli.gate.rule import ROUNDING
+from sve_cli.gate.spec import GateSpec
+from sve_cli.report import Direction, MetricValue
+
+ENOUGH = 5  # evaluations: with fewer the sentence says that they are few
+DIGITS = 2  # of a learned slack, rounded up
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What repeated evaluations say of one metric. All numbers are plain (0.01, not 1 %).
+
+    Attributes:
+        key: report address.
+        values: of the evaluations, in their order.
+        pairs: how many pairs of evaluations there are.
+        usual, largest: median and maximum of the pairs' worsening; each pair counts in the order in which it is a worsening.
+        slack: what is allowed from now on; `before`: what the gate file allowed, None without.
+    """
+
+    key: str
+    direction: Direction
+    values: list[float]
+    pairs: int
+    usual: float
+    largest: float
+    slack: float
+    before: float | None = None
+
+
+def learn(key: str, direction: Direction, values: Sequence[float], quantile: float = 1.0, before: float | None = None) -> Learned:
+    """The slack of one metric: the given quantile (1: the largest) of the pairwise worsening, rounded up to two digits.
+
+    Raises:
+        SveError: fewer than two values, one that is not finite, a quantile outside 0 to 1, or a metric without a better side.
+    """
+    if len(values) < 2:
+        raise SveError("One evaluation has nothing to differ from.", "Name two or more, or use --batch-sizes with a run.")
+    if not 0.0 < quantile <= 1.0:
+        raise SveError(f"The quantile lies above 0 and at most at 1, it is not {quantile:g}.", "1 takes the largest worsening.")
+    if direction == "none":
+        raise SveError(f"'{key}' has no better side, so it cannot get a slack.", "Name other metrics.")
+    if not all(math.isfinite(value) for value in values):
+        raise SveError(f"'{key}' is not a finite number in every evaluation.", "Name other metrics.")
+    gaps = [abs(one - other) for one, other in combinations(values, 2)]
+    chosen = float(np.quantile(gaps, quantile, method="higher"))
+    return Learned(
+        key, direction, list(values), len(gaps), float(np.median(gaps)), max(gaps), _rounded_up(chosen), before
+    )  # fmt: skip
+
+
+def learn_all(
+    evaluations: Sequence[Mapping[str, MetricValue]], keys: Sequence[str], quantile: float, gates: Mapping[str, GateSpec]
+) -> list[Learned]:
+    """`learn` for every address in `keys`; `gates`: of the file that is updated.
+
+    Raises:
+        SveError: see `learn`; an address that an evaluation does not have; a slack that reaches the gate's `detect`.
+    """
+    found = []
+    for key in keys:
+        for table in evaluations:
+            if key not in table:
+                raise SveError(f"Not every evaluation has a metric '{key}'.", f"They have: {', '.join(sorted(table)[:30])}.")
+        gate = gates.get(key, GateSpec())
+        learned = learn(key, evaluations[0][key].direction, [table[key].value for table in evaluations], quantile, gate.slack)
+        if gate.detect is not None and gate.detect <= learned.slack:
+            raise SveError(
+                f"The slack learned for '{key}' is {learned.slack:g}, and its gate must detect {gate.detect:g}: it never could.",
+                "Raise detect, or evaluate on more samples.",
+            )
+        found.append(learned)
+    return found
+
+
+def how_sure(evaluations: int, quantile: float) -> tuple[str, bool]:
+    """How far a slack from so many evaluations can be trusted, in a sentence; and whether they are few."""
+    pairs = evaluations * (evaluations - 1) // 2
+    taken = "the largest" if quantile == 1.0 else f"the {100 * quantile:g} % quantile"
+    many = f"{pairs} pairwise worsenings" if pairs > 1 else "one pairwise worsening"
+    text = f"Slack is {taken} of {many} among {evaluations} evaluations." if pairs > 1 else f"Slack is {many}, of 2 evaluations."
+    text += f" Without any change, one further evaluation in {evaluations + 1} is worse than all of these."
+    few = evaluations < ENOUGH
+    if few:
+        text += f" That is few: {ENOUGH} evaluations give {ENOUGH * (ENOUGH - 1) // 2} pairs."
+    return text, few
+
+
+def _rounded_up(value: float) -> float:
+    """Upwards to two digits; differences that are arithmetic alone become 0, since no gate fails on them."""
+    if value <= ROUNDING:
+        return 0.0
+    digits = DIGITS - 1 - math.floor(math.log10(value))
+    scaled = value * 10.0**digits
+    whole = round(scaled) if abs(scaled - round(scaled)) < 1e-9 * scaled else math.ceil(scaled)
+    return float(round(whole / 10.0**digits, max(digits, 0)))

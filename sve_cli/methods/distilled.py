@@ -1,0 +1,174 @@
+"""The student of a distillation: one member of the teacher's own family, with one output more than classes.
+
+It starts at the mean of the members: of their singular values, biases, norms, low-rank products and heads. The further output is
+the log-precision of a Dirichlet distribution over class probabilities (`metrics/dirichlet.py`), linear in the same features.
+Shapes: M members, B batch, C classes, F features, R rank, O out, I in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sve_cli.backbone import Backbone, Head, Inputs
+from sve_cli.ensemble import Ensemble, FactorSource, MemberHeads, ParameterGroup
+from sve_cli.errors import NotExportable
+from sve_cli.methods.low_rank import LowRank
+from sve_cli.methods.matrix import MatrixLinear
+from sve_cli.methods.member_norms import MemberNorm
+from sve_cli.methods.sve import SVELinear
+from sve_cli.recipe.spec import MethodSpec
+from sve_cli.registry import METHODS
+
+LOG_PRECISION = "log precision"
+FAMILIES = ("sve", "svfit", "sve_lora", "heads_only")
+# The student starts at the mean, all of its singular values train at once, and its targets are given: no noise, no dropout.
+PLAIN = {"sigma_init": 0.0, "bias_init": 0.0, "rank_start": None, "dropout": "off"}
+
+
+def require_distillable(method: str, n_members: int) -> None:
+    """Refuse what cannot be distilled.
+
+    Raises:
+        NotExportable: members whose parameters have no meaningful mean, or one member only.
+    """
+    if method not in FAMILIES:
+        raise NotExportable(
+            f"The members of {method} have no meaningful mean to start a distilled network from.",
+            f"Distil a run of {', '.join(FAMILIES[:-1])} or {FAMILIES[-1]}, or export merged members.",
+        )
+    if n_members < 2:
+        raise NotExportable(
+            "This run has one member, so it has no disagreement to distil.", "Export merged, or train several members."
+        )
+
+
+class EvidenceHeads(MemberHeads):
+    """Class logits as ever, and behind them one output more, the log-precision (constant at the start).
+
+    It reads the features without changing them: they learn from the mean alone.
+    """
+
+    def __init__(self, heads: Sequence[Head], trainable: bool, log_precision: float) -> None:
+        super().__init__(heads, trainable)
+        members, _, features = self.weight_MCF.shape
+        self.evidence_weight_MF = nn.Parameter(torch.zeros(members, features))
+        self.evidence_bias_M = nn.Parameter(torch.full((members,), float(log_precision)))
+
+    def forward(self, features_MBF: Tensor, members: Sequence[int]) -> Tensor:
+        index = list(members)
+        with torch.autocast(features_MBF.device.type, enabled=False):
+            evidence_MB1 = torch.bmm(features_MBF.detach().float(), self.evidence_weight_MF[index].unsqueeze(-1))
+        evidence_MB1 = evidence_MB1 + self.evidence_bias_M[index][:, None, None]
+        return torch.cat([super().forward(features_MBF, members), evidence_MB1], -1)
+
+
+@dataclass(frozen=True)
+class StudentTask:
+    """The task as the student's method sees it: one output more."""
+
+    teacher: MemberHeads
+    classes: list[str]
+    log_precision: float
+
+    def make_heads(self, n_members: int, seed: int) -> MemberHeads:
+        """The mean of the teacher's heads, and a constant log-precision."""
+        return EvidenceHeads([_mean_head(self.teacher)] * n_members, self.teacher.trainable, self.log_precision)
+
+
+@dataclass(frozen=True)
+class Student:
+    """The distilled network: an ensemble of one whose last output is the log-precision."""
+
+    ensemble: Ensemble
+    classes: list[str]
+
+    def model(self) -> nn.Module:
+        """The library's own classifier with C logits."""
+        return self.ensemble.backbone.with_head(self.ensemble.member_network(0), self.ensemble.heads.head(0, self.classes))
+
+    def evidence(self) -> dict[str, Tensor]:
+        """The log-precision's weight (F,) and bias (1,) on the features that the classifier reads."""
+        heads = self.ensemble.heads
+        assert isinstance(heads, EvidenceHeads)
+        return {"weight": heads.evidence_weight_MF[0].detach().clone(), "bias": heads.evidence_bias_M.detach().clone()}
+
+    def outputs(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Logits (B, C) and log-precision (B,), by the definition of the one member."""
+        self.ensemble.set_training(False)
+        with torch.inference_mode(), self.ensemble.merged(0):
+            found_BC = self.ensemble(inputs).logits_MBC[0].float()
+        return found_BC[:, :-1], found_BC[:, -1]
+
+
+def build_student(
+    teacher: Ensemble, backbone: Backbone, spec: MethodSpec, factors: FactorSource, seed: int, log_precision: float
+) -> Student:
+    """One member of the teacher's family at the mean of its members.
+
+    Args:
+        spec: the run's method.
+        log_precision: of every input at the start.
+
+    Raises:
+        NotExportable: see `require_distillable`.
+    """
+    require_distillable(spec.name, teacher.n_members)
+    method = METHODS.resolve(spec.name)
+    params = method.Params(**spec.params)
+    fixed: dict[str, Any] = {key: value for key, value in PLAIN.items() if hasattr(params, key)}
+    if hasattr(params, "lora_rank"):
+        fixed["lora_rank"] = params.lora_rank * teacher.n_members  # what the mean of the members' products has
+    task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION], log_precision)
+    one = replace(spec, members=1)
+    ensemble: Ensemble = method.build(backbone, task, one, factors, replace(params, **fixed), seed)
+    if not ensemble.heads.trainable:  # the log-precision trains all the same
+        evidence = {f"heads.{n}": p for n, p in ensemble.heads.named_parameters() if n.startswith("evidence")}
+        ensemble.groups.append(ParameterGroup("head", evidence))
+    start_at_mean(ensemble, teacher)
+    return Student(ensemble, list(teacher.classes))
+
+
+def start_at_mean(student: Ensemble, teacher: Ensemble) -> None:
+    """Put the student's layers and norms at the mean of the teacher's members."""
+    members = tuple(range(teacher.n_members))
+    theirs = {linear.view.name: linear for linear in teacher.member_linears()}
+    with torch.no_grad():
+        for linear in student.member_linears():
+            other = theirs[linear.view.name]
+            if isinstance(linear, SVELinear) and isinstance(other, SVELinear):
+                gain_1R = other.gain_MR(members).mean(0, keepdim=True)
+                linear.delta_MR.copy_((gain_1R - 1) * (1.0 if linear.relative else linear.s_R))
+            if isinstance(linear, MatrixLinear) and isinstance(other, MatrixLinear) and other.bias_MO is not None:
+                assert linear.bias_MO is not None
+                linear.bias_MO.copy_(other.bias_MO.mean(0, keepdim=True))
+            mine, lora = getattr(linear, "lora", None), getattr(other, "lora", None)
+            if isinstance(mine, LowRank) and isinstance(lora, LowRank):
+                _mean_product(mine, lora, members)
+        norms = {m.name: m for m in teacher.network.modules() if isinstance(m, MemberNorm)}
+        for norm in (m for m in student.network.modules() if isinstance(m, MemberNorm)):
+            for own, its in zip(norm.parameters(), norms[norm.name].parameters(), strict=True):
+                own.copy_(its.mean(0, keepdim=True))
+
+
+def _mean_product(own: LowRank, teacher: LowRank, members: tuple[int, ...]) -> None:
+    """The mean of the members' scale · B A as one product; exact, as its rank is at most the sum of theirs."""
+    mean_OI = torch.stack([teacher.delta_OI(m) for m in members]).double().mean(0) / own.scale
+    u_OK, s_K, vt_KI = torch.linalg.svd(mean_OI, full_matrices=False)
+    k = min(own.A_MRI.shape[1], len(s_K))
+    root_K = s_K[:k].sqrt()
+    own.A_MRI.zero_()
+    own.B_MOR.zero_()
+    own.A_MRI[0, :k] = (root_K[:, None] * vt_KI[:k]).float()
+    own.B_MOR[0, :, :k] = (u_OK[:, :k] * root_K).float()
+
+
+def _mean_head(heads: MemberHeads) -> Head:
+    if not heads.trainable:  # all the same, and to stay so to the bit
+        return heads.head(0, [])
+    bias_C = None if heads.bias_MC is None else heads.bias_MC.detach().mean(0)
+    return Head(heads.weight_MCF.detach().mean(0), bias_C, [])

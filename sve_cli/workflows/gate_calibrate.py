@@ -1,0 +1,140 @@
+"""Repeated evaluations of the same thing -> how much slack each metric needs, and a gate file with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sve_cli import gate as gates
+from sve_cli.errors import SveError
+from sve_cli.gate import GateFile, GateSettings, Learned
+from sve_cli.metrics.aggregate import aggregate as aggregate_members
+from sve_cli.recipe import EvaluateSpec
+from sve_cli.rundir import RunDir, write_text
+from sve_cli.workflows.evaluate import evaluate
+from sve_cli.workflows.gate_sides import Judged, judge_predictions, judge_run, same_classes
+from sve_cli.workflows.session import Log, run_recipe
+
+METRICS = ("accuracy", "nll", "brier", "ece")  # what a bare --baseline compares
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What is learned from.
+
+    Attributes:
+        paths: runs and predictions files; one run is enough with `batch_sizes`.
+        batch_sizes: at which each run is predicted again, besides its own.
+        changes: keys of the `evaluate` section.
+        prob_columns: of predictions files.
+    """
+
+    paths: Sequence[Path]
+    batch_sizes: Sequence[int] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    prob_columns: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What was learned. `names`: of the evaluations; `alike`: sentences on those that give the same numbers."""
+
+    names: list[str]
+    learned: list[Learned]
+    quantile: float
+    alike: list[str]
+    notes: list[str]
+
+
+def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: GateFile | None, log: Log) -> Calibration:
+    """Learn the slack of each metric.
+
+    Args:
+        metrics: report addresses; none: those that `file` compares, else accuracy, NLL, Brier and ECE.
+        file: the gate file that is to be updated.
+
+    Raises:
+        SveError: fewer than two evaluations, other samples or labels, a metric that is missing.
+    """
+    if len(repeats.paths) < 2 and not repeats.batch_sizes:
+        raise SveError("One evaluation has nothing to differ from.", "Name two or more, or use --batch-sizes with a run.")
+    sides = [side for path in repeats.paths for side in _open(path, repeats, log)]
+    for side in sides[1:]:
+        _same_samples(sides[0], side)
+    tables = [side.report.addresses() for side in sides]
+    keys = list(metrics) or [key for key, gate in (file.gates if file else {}).items() if gate.compares]
+    keys = keys or [key for name in METRICS if (key := _ece(name, sides[0].bins)) in tables[0]]
+    learned = gates.learn_all(tables, keys, quantile, file.gates if file else {})
+    alike = [
+        f"'{side.name}' gives the same numbers as '{sides[i].name}' in every metric: is it another evaluation?"
+        for k, side in enumerate(sides)
+        for i in range(k)
+        if all(one.values[i] == one.values[k] for one in learned)
+    ]
+    notes = list(dict.fromkeys(note for side in sides for note in side.notes))
+    return Calibration([side.name for side in sides], learned, quantile, alike, notes)
+
+
+def write_gates(found: Calibration, file: Path | None, out: Path) -> None:
+    """Write what was learned: into the text of `file`, else into a new one.
+
+    Raises:
+        SveError: the file cannot be edited or written.
+    """
+    slacks = {one.key: one.slack for one in found.learned}
+    if file is not None:
+        text = gates.with_slacks(file.read_text(encoding="utf-8"), slacks, str(file))
+    else:
+        names = ", ".join(found.names)
+        told = ["Slack learned by sve gate calibrate from " + names + ".", gates.how_sure(len(found.names), found.quantile)[0]]
+        text = gates.new_gate_file(slacks, told)
+    write_text(out, text)
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Refuse to overwrite a gate file unasked, before any work.
+
+    Raises:
+        SveError: something is there.
+    """
+    if out.is_dir() or (out.exists() and not overwrite):
+        raise SveError(f"'{out}' exists already.", "Name another file with --out, or add --overwrite.")
+
+
+def _open(path: Path, repeats: Repeats, log: Log) -> list[Judged]:
+    """The evaluations of a run, one for each batch size, or a predictions file."""
+    if not path.is_dir():
+        if repeats.batch_sizes:
+            raise SveError(f"'{path}' is no run, so it cannot be predicted at another batch size.", "Leave --batch-sizes out.")
+        spec = EvaluateSpec(**{"bootstrap": 0, **repeats.changes})
+        judged = judge_predictions(path, spec, prob_columns=repeats.prob_columns)
+        return [replace(judged, name=path.name)]
+    run = RunDir.open(path)
+    own = run_recipe(run).evaluate
+    found = []
+    for size in dict.fromkeys([own.batch_size, *repeats.batch_sizes]):
+        changes = {**repeats.changes, "batch_size": size}
+        folder, report = evaluate(run, log, changes=changes)
+        judged = judge_run(run, folder, report, replace(own, **changes))
+        name = path.resolve().name
+        found.append(replace(judged, name=f"{name} (batch size {size})" if repeats.batch_sizes else name))
+    return found
+
+
+def _same_samples(first: Judged, other: Judged) -> None:
+    """Refuse evaluations of other samples: their difference is more than chance."""
+    one, two = same_classes(first.test, other.test)
+    differ = len(set(one.ids_N) ^ set(two.ids_N))
+    if differ:
+        raise SveError(
+            f"'{first.name}' and '{other.name}' are evaluations of other samples ({differ:,} are on one side only).",
+            "Calibrate on repeated evaluations of the same test set.",
+        )
+    views = [gates.samples_of(aggregate_members(side), side.ids_N, side.classes) for side in (one, two)]
+    gates.pair(views[0], views[1], GateSettings().max_missing)  # the same labels
+
+
+def _ece(name: str, bins: int) -> str:
+    return f"ece_top1_w{bins}" if name == "ece" else name

@@ -1,0 +1,64 @@
+"""Slices in gates: which samples, or which slices, an address below `slice.` is about."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sve_cli.errors import SveError
+from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.metrics.slices import SMALLEST, groupings
+from sve_cli.predictions import Predictions
+from sve_cli.report import Report
+
+PREFIX = "slice."
+WORST = "slice.worst"  # `slice.worst.nll`: of all slices; `slice.worst.domain.nll`: of those of one column
+
+
+def is_slice(key: str) -> bool:
+    """Whether the address is about a slice or the worst of them."""
+    return key.startswith(PREFIX)
+
+
+def slice_samples(view: Aggregated, test: Predictions) -> dict[str, set[str]]:
+    """Address of each slice of the labelled samples, without a metric -> their ids."""
+    labelled = np.flatnonzero(view.labels_N >= 0)
+    found: dict[str, set[str]] = {}
+    for g in groupings(view, test.columns, test.classes):
+        for k, value in enumerate(g.values):
+            found[f"{PREFIX}{g.column}.{value}"] = {test.ids_N[i] for i in labelled[g.group_N == k]}
+    return found
+
+
+def with_ids(predictions: Predictions, ids: set[str]) -> Predictions | None:
+    """The samples with these ids; None without any."""
+    rows = [i for i, sample in enumerate(predictions.ids_N) if sample in ids]
+    return predictions.subset(np.array(rows, dtype=np.int64)) if rows else None
+
+
+def worst_addresses(report: Report, key: str) -> list[str]:
+    """The addresses that `slice.worst.<metric>` or `slice.worst.<column>.<metric>` stands for; none for another address."""
+    prefix, _, name = key.rpartition(".")
+    column = prefix.removeprefix(WORST).removeprefix(".")
+    if prefix != WORST and not prefix.startswith(f"{WORST}."):
+        return []
+    parts = [part for part in report.slices if name in part.metrics and column in ("", part.column)]
+    return [f"{PREFIX}{part.column}.{part.value}.{name}" for part in parts]
+
+
+def missing_slice(report: Report, key: str) -> str:
+    """Why the report has no slice at an address, in a sentence.
+
+    Raises:
+        SveError: the address itself is wrong, whatever slices there are.
+    """
+    prefix, _, name = key.rpartition(".")
+    known = list(dict.fromkeys(metric for part in report.slices for metric in part.metrics))
+    if known and name not in known:
+        raise SveError(f"Slices have no metric '{name}'.", f"They have {', '.join(known)}.")
+    for part in report.slices:
+        if f"{PREFIX}{part.column}.{part.value}" == prefix:
+            return f"the slice has {part.n:,} samples, and at least {SMALLEST} are needed."
+    columns = list(dict.fromkeys(part.column for part in report.slices))
+    if not columns:
+        return "the test set has no slices."
+    return f"the test set has no such slice; its slices are of {', '.join(columns)}."

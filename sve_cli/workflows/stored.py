@@ -1,0 +1,41 @@
+"""Predictions that earlier evaluations of a run left behind."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from pathlib import Path
+
+from sve_cli.predictions import Predictions
+from sve_cli.rundir import RunDir, read_json
+from sve_cli.workflows.session import run_recipe
+
+
+def saved_predictions(
+    run: RunDir, name: str, model_digest: str, features: bool = False, batch_size: int | None = None
+) -> Predictions | None:
+    """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest.
+
+    Args:
+        features: only those that kept features.
+        batch_size: only those made in batches of this size.
+    """
+    for folder in run.evaluations():
+        stem = folder / "predictions" / slug(name)
+        if stem.with_name(stem.name + ".safetensors").is_file() and batch_size in (None, _batch_size(run, folder)):
+            found = Predictions.load(stem)
+            if found.model_digest == model_digest and not (features and found.features_MNF is None):
+                return found
+    return None
+
+
+def _batch_size(run: RunDir, evaluation: Path) -> int:
+    """Of an evaluation's predictions; older evaluations do not say it, and used the recipe's."""
+    stored = read_json(evaluation / "report.json")["provenance"].get("batch_size")
+    return int(stored or run_recipe(run).evaluate.batch_size)
+
+
+def slug(name: str) -> str:
+    """A file name for a split or set name; different names never collide."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "-", name).strip("-")[-60:]  # no dots: what follows one would be cut as a suffix
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"

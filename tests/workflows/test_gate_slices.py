@@ -1,0 +1,118 @@
+"""Slices in gates: one of them, the worst of them, and those that are not there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+CITIES = ["New York, NY", 'a "quoted" <one>', "far\\away"]
+FAST = "bootstrap: 200\n"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """CSVs of three cities of 200 samples each, and 10 of Oslo: as it was, and with the first city worse."""
+    folder = tmp_path_factory.mktemp("slices")
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(4, size=610)
+    logits_NC = rng.normal(size=(610, 4))
+    logits_NC[np.arange(610), labels_N] += 2.5
+    city_N = [*(CITIES[i // 200] for i in range(600)), *["Oslo"] * 10]
+    found = {}
+    for name, spoilt, columns in (("old", 0, False), ("new", 0, True), ("worse", 200, True)):
+        noisy_NC = logits_NC + 0.2 * np.random.default_rng(len(name)).normal(size=logits_NC.shape)
+        noisy_NC[:spoilt] *= 0.1
+        probs_NC = np.exp(noisy_NC) / np.exp(noisy_NC).sum(axis=1, keepdims=True)
+        found[name] = folder / f"{name}.csv"
+        with found[name].open("w", encoding="utf-8") as file:
+            file.write("id,label,probs" + (",city\n" if columns else "\n"))
+            for i in range(610):
+                city = ',"' + city_N[i].replace('"', '""') + '"' if columns else ""
+                file.write(f's{i},{labels_N[i]},"{" ".join(f"{p:.6f}" for p in probs_NC[i])}"{city}\n')
+    return found
+
+
+@pytest.fixture
+def gate(sve: Any, tmp_path: Path, files: dict[str, Path]) -> Callable[..., list[dict[str, Any]]]:
+    """`gate(text, new, baseline, code)`: the checks of a gate file."""
+
+    def judged(text: str, new: str = "new", baseline: str | Path = "old", code: int = 0) -> list[dict[str, Any]]:
+        (tmp_path / "g.yaml").write_text(FAST + text, encoding="utf-8")
+        place = files.get(str(baseline), baseline)
+        out = sve("evaluate", "--predictions", files[new], "--bootstrap", 40, "--gate", "g.yaml", "--baseline", place, "--json",
+                  code=code)  # fmt: skip
+        return list(json.loads(out)["gate"]["checks"]) if out else []
+
+    return judged
+
+
+def test_one_slice_is_paired_with_the_same_samples_of_the_baseline(
+    gate: Callable[..., list[dict[str, Any]]], sve: Any, tmp_path: Path, files: dict[str, Path]
+) -> None:
+    keys = [json.dumps(f"slice.city.{city}.nll") for city in CITIES]
+    text = f"gates: {{{keys[0]}: {{slack: 0.05}}, {keys[1]}: {{slack: 0.05, limit: 2}}, {keys[2]}: {{relative_slack: 0.2}}}}"
+    assert {check["outcome"] for check in gate(text)} == {"pass"}
+    whole = gate(text, "worse", code=3)
+    assert [(check["outcome"], check["n"], check["paired"]) for check in whole] == [
+        ("fail", 200, True), ("pass", 200, None), ("pass", 200, True), ("pass", 200, True),
+    ]  # fmt: skip
+    sve("gate", "baseline", "--predictions", files["old"], "--out", "base.json")
+    packed = gate(text, "worse", tmp_path / "base.json", code=3)
+    for one, other in zip(whole, packed, strict=True):
+        assert one["paired"] == other["paired"]
+        for field in ("value", "baseline", "worsening", "low", "high", "detectable"):
+            assert other[field] == pytest.approx(one[field], abs=3e-6), field
+
+
+def test_the_worst_slice(gate: Callable[..., list[dict[str, Any]]], sve: Any, files: dict[str, Path]) -> None:
+    text = "gates: {slice.worst.city.nll: {slack: 0.05, limit: 1.0}, slice.worst.accuracy: {slack: 0.05}}"
+    fine = gate(text)
+    assert [check["outcome"] for check in fine] == ["pass"] * 3
+    limit, nll, accuracy = gate(text, "worse", code=3)
+    assert (limit["outcome"], nll["outcome"], accuracy["outcome"]) == ("fail", "fail", "pass")
+    assert "The worst of 3 slices is city.New York, NY. " in nll["sentence"] and nll["n"] == 200 and nll["paired"]
+    assert "The worst of 7 slices is " in accuracy["sentence"], "three cities and four classes; Oslo is too small"
+    single = gate(f"gates: {{{json.dumps(f'slice.city.{CITIES[0]}.nll')}: {{slack: 0.05}}}}", "worse", code=3)[0]
+    assert nll["worsening"] == single["worsening"] and nll["low"] < single["low"], "its interval pays for having been chosen"
+    run = ("evaluate", "--predictions", files["worse"], "--bootstrap", 0)
+    parts = [part for part in sve.json(*run)["slices"] if part["column"] == "city" and part["metrics"]]
+    accuracies = {part["value"]: part["metrics"]["accuracy"]["value"] for part in parts}
+    lowest = min(accuracies.values())
+    sve(*run, "--fail-if", f"slice.worst.city.accuracy < {lowest + 1e-6:.9f}", code=3)
+    sve(*run, "--fail-if", f"slice.worst.city.accuracy < {lowest - 1e-6:.9f}")
+    for city in CITIES:
+        quoted = ("slice.city." + city + ".accuracy").replace("\\", "\\\\").replace('"', '\\"')
+        sve(*run, "--fail-if", f'"{quoted}" < {accuracies[city] + 1e-6:.9f}', code=3)
+        sve(*run, "--fail-if", f'"{quoted}" < {accuracies[city] - 1e-6:.9f}')
+
+
+@pytest.mark.parametrize(("policy", "code"), [("fail", 3), ("warn", 0), ("pass", 0)])
+def test_a_missing_slice_is_a_policy(gate: Callable[..., list[dict[str, Any]]], sve: Any, policy: str, code: int) -> None:
+    for key, why in (
+        ("slice.city.Oslo.nll", "the slice has 10 samples, and at least 30"),
+        ("slice.town.x.nll", "its slices are of"),
+        ("slice.worst.town.nll", "no such slice"),
+    ):
+        text = f"gates: {{{key}: {{slack: 0, limit: 1}}}}\n"
+        checks = gate(f"on_missing_slice: {policy}\n{text}", code=code)
+        assert [(c["rule"], c["outcome"]) for c in checks] == [("limit", policy), ("worsening", policy)]
+        assert all(why in check["sentence"] for check in checks)
+        assert gate(text, code=2) == [] and why in sve.err and "on_missing_slice" in sve.err
+
+
+def test_what_is_refused(gate: Callable[..., list[dict[str, Any]]], sve: Any, files: dict[str, Path]) -> None:
+    gate("on_missing_slice: pass\ngates: {slice.worst.city.nl: {limit: 1}}", code=2)
+    assert "Slices have no metric 'nl'" in sve.err
+    for text, saying in (
+        ("slice.city.Oslo.nll > 1", "has 10 samples"),
+        ("slice.worst.town.nll > 1", "no such slice"),
+        ("slice.city.New York, NY.nll > 1", "words and not three"),
+        ('"slice.city.New York > 1', "quote"),
+    ):
+        sve("evaluate", "--predictions", files["new"], "--bootstrap", 0, "--fail-if", text, code=2)
+        assert saying in sve.err

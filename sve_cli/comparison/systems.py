@@ -24,6 +24,7 @@ from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS, OOD_SCORES
 from sve_cli.render.tables import metric_name, score_name
 from sve_cli.report import Direction
+from sve_cli.statistics import require_aggregate
 
 BOOTSTRAP, PERMUTATIONS, CONFIDENCE = 2000, 2000, 0.95
 SCORES = ("entropy", "mutual_information")
@@ -34,7 +35,7 @@ OF_SEVERAL_MEMBERS = ("disagreement", "variation_ratio_mean", "mutual_informatio
 def compare_predictions(
     reference: Predictions,
     other: Predictions,
-    aggregate: str = "probs",
+    aggregate: str | tuple[str, str] = "probs",
     bins: int = DEFAULT_BINS,
     metrics: Sequence[str] = (),
     bootstrap: int = BOOTSTRAP,
@@ -49,7 +50,7 @@ def compare_predictions(
     for the rows returned.
 
     Args:
-        aggregate: "probs" or "logits", see `metrics.aggregate`.
+        aggregate: how members are averaged, see `metrics.aggregate`; a pair: the reference's way and the other's.
         bins: bins of the calibration errors.
         metrics: names of the registry; none: all. Those that need what a side lacks (labels, several members) are left out.
         bootstrap, permutations: how many resamples; metrics with a limit of their own take fewer. 0 permutations: no p.
@@ -63,7 +64,7 @@ def compare_predictions(
 def compare_seeds(
     references: Sequence[Predictions],
     others: Sequence[Predictions],
-    aggregate: str = "probs",
+    aggregate: str | tuple[str, str] = "probs",
     bins: int = DEFAULT_BINS,
     metrics: Sequence[str] = (),
     bootstrap: int = BOOTSTRAP,
@@ -80,10 +81,11 @@ def compare_seeds(
     Raises:
         SveError: as `compare_predictions`, or a side without seeds.
     """
-    settings = Settings(aggregate, bins, bootstrap, permutations, confidence, seed)
+    settings = Settings("probs", bins, bootstrap, permutations, confidence, seed)
     settings.check()
     systems = align([*references, *others], _names(references, others)).predictions
-    views = [aggregate_members(system, aggregate) for system in systems]
+    ways = _ways(aggregate, len(references), len(others))
+    views = [aggregate_members(system, way) for system, way in zip(systems, ways, strict=True)]
     chosen = usable_metrics(metrics or list(METRICS), systems, views)
     if not chosen:
         raise SveError("There is no metric that both sides have.", "Name others, or compare predictions with labels.")
@@ -100,7 +102,7 @@ def compare_seeds(
 def compare_ood(
     references: Sequence[tuple[Predictions, Predictions]],
     others: Sequence[tuple[Predictions, Predictions]],
-    aggregate: str = "probs",
+    aggregate: str | tuple[str, str] = "probs",
     scores: Sequence[str] = SCORES,
     bootstrap: int = BOOTSTRAP,
     permutations: int = PERMUTATIONS,
@@ -116,8 +118,9 @@ def compare_ood(
     Raises:
         SveError: the predictions do not fit together, or an unknown score.
     """
-    settings = Settings(aggregate, DEFAULT_BINS, bootstrap, permutations, confidence, seed)
+    settings = Settings("probs", DEFAULT_BINS, bootstrap, permutations, confidence, seed)
     settings.check()
+    ways = _ways(aggregate, len(references), len(others))
     names = _names(references, others)
     tests = align([test for test, _ in (*references, *others)], names).predictions
     oods = align([ood for _, ood in (*references, *others)], names).predictions
@@ -128,7 +131,7 @@ def compare_ood(
     where = source_name(oods[0])
     statistics = []
     for score in chosen:
-        ranks = [np.asarray(rankdata(score.score(system, aggregate))) for system in joined]
+        ranks = [np.asarray(rankdata(score.score(system, way))) for system, way in zip(joined, ways, strict=True)]
         sides = ranks[: len(references)], ranks[len(references) :]
         statistics.append(
             Statistic(
@@ -184,6 +187,14 @@ def _statistics(
         )
         for i, metric in enumerate(metrics.values())
     ]
+
+
+def _ways(aggregate: str | tuple[str, str], references: int, others: int) -> list[str]:
+    """How each system's members are averaged."""
+    first, second = (aggregate, aggregate) if isinstance(aggregate, str) else aggregate
+    for way in (first, second):
+        require_aggregate(way)
+    return [first] * references + [second] * others
 
 
 def _stack(first: Aggregated, second: Aggregated) -> Aggregated:

@@ -68,7 +68,7 @@ class DataSpec:
     ood_near: list[str] = doc("Those close to the data; sets that data.ood does not name are added to it.", [])
     ood_far: list[str] = doc("Those far from the data; sets that data.ood does not name are added to it.", [])
     slices: list[str] = doc(
-        "Columns whose values make slices of the test set; length: the number of words of a text, where no column has that name.", []
+        "Columns whose values make slices of the test set; length: the number of words of a text, unless a column is so called.", []
     )
     limit: int | None = doc("Most training rows, drawn in proportion to the labels; null: all. Test stays whole.", None, low=1)
     augment: Literal["none", "flip", "crop_flip"] = doc("Training augmentation of images.", "none")

@@ -17,7 +17,7 @@ from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
 from sve_cli.rundir import RunDir, check_seal, read_json, write_text
-from sve_cli.statistics import without_weights
+from sve_cli.statistics import WEIGHTED, without_weights
 
 SMALL_SET = 500
 OWN_SPLITS = ("validation", "test")
@@ -31,6 +31,7 @@ class System:
         ood: predictions of OOD sets by set name.
         temperature: fitted on validation; None in a bare predictions file.
         aggregate, bins: how the run was evaluated.
+        weights: its fitted weights of the members as an aggregate; None: it has none.
     """
 
     name: str
@@ -39,6 +40,7 @@ class System:
     temperature: Temperature | None = None
     aggregate: str = "probs"
     bins: int = 15
+    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def _open_run(path: Path, but: Path | None = None) -> System:
     keys = [key for row in report["rows"] for key in row["metrics"]]
     bins = next((int(found[1]) for key in keys if (found := re.fullmatch(r"ece_top1_w(\d+)", key))), 15)
     test = Predictions.load(newest / "predictions" / "test")
+    aggregate = report["provenance"].get("aggregate", "probs")
+    posthoc = Posthoc.from_json((newest / "posthoc.json").read_text(encoding="utf-8"))
     return System(
         name=path.resolve().name,
         test=test,
         ood=_ood_sets(evaluations, test),
-        temperature=Posthoc.from_json((newest / "posthoc.json").read_text(encoding="utf-8")).temperature,
-        aggregate=without_weights(report["provenance"].get("aggregate", "probs")),
+        temperature=posthoc.temperature,
+        aggregate=without_weights(aggregate),
         bins=bins,
+        weights=posthoc.how(aggregate) if aggregate == WEIGHTED else None,
     )
 
 
@@ -156,7 +161,8 @@ def open_systems(paths: Sequence[Path]) -> list[System]:
 def _pair(first: System, other: System, options: Options, step: Callable[[int, str], None]) -> Pair:
     aligned = align([first.test, other.test], [first.name, other.name])
     a, b = aligned.predictions
-    how, resamples = (first.aggregate, first.bins, options.metrics), (options.bootstrap, options.permutations)
+    ways = ways_of(first, other)
+    how, resamples = (ways, first.bins, options.metrics), (options.bootstrap, options.permutations)
     last = (options.confidence, options.seed)
     rows = compare_predictions(a, b, *how, *resamples, *last)
     step(1, f"{other.name}: metrics")
@@ -166,13 +172,18 @@ def _pair(first: System, other: System, options: Options, step: Callable[[int, s
         step(1, f"{other.name}: after temperature scaling")
     for name in _shared_sets(first, other):
         sets = align([first.ood[name], other.ood[name]], [f"{system.name} on {name}" for system in (first, other)]).predictions
-        rows += compare_ood([(a, sets[0])], [(b, sets[1])], first.aggregate, SCORES, *resamples, *last)
+        rows += compare_ood([(a, sets[0])], [(b, sets[1])], ways, SCORES, *resamples, *last)
         step(1, f"{other.name}: {name}")
     rows = holm(rows)
     notes = _notes(first, other, aligned.left_out, a.n_samples, rows, options)
     sentences = pair_sentences(other.name, first.name, rows)
     only_first, only_other = aligned.left_out
     return Pair(other.name, other.test.n_members, a.n_samples, only_first, only_other, sentences, rows, notes)
+
+
+def ways_of(first: System, other: System) -> tuple[str, str]:
+    """How the members of each side are averaged: its own fitted weights, else both as the first run was evaluated."""
+    return first.weights or first.aggregate, other.weights or first.aggregate
 
 
 def _shared_sets(first: System, other: System) -> list[str]:

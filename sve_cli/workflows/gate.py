@@ -25,6 +25,7 @@ from sve_cli.render.gate import render_junit, render_markdown
 from sve_cli.render.tables import metric_name
 from sve_cli.report import Direction, MetricValue
 from sve_cli.rundir import write_text
+from sve_cli.statistics import without_weights
 from sve_cli.verdict import Check, Rule, Verdict
 from sve_cli.workflows.gate_sides import Judged, Reference, open_reference, same_classes
 from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_samples, with_ids, worst_addresses
@@ -281,11 +282,13 @@ class _Court:
         sizes = {f"the baseline{where}": baseline.n_samples, f"these predictions{where}": test.n_samples}
         self.notes += gates.missing_notes(shared, sizes, self.settings.max_missing)
         one, other = align([baseline, test], ["the baseline", "these predictions"]).predictions
-        views = [aggregate_members(side, self.judged.aggregate) for side in (one, other)]
+        theirs = self.reference.weights if self.reference is not None else None
+        ways = (theirs or without_weights(self.judged.aggregate), self.judged.aggregate)
+        views = [aggregate_members(side, way) for side, way in zip((one, other), ways, strict=True)]
         samples = [gates.samples_of(view, one.ids_N, one.classes) for view in views]
         registered = {self.metrics[name].key(): name for name in names}
         rows = compare_predictions(
-            one, other, self.judged.aggregate, self.judged.bins, list(registered), self.settings.bootstrap, 0,
+            one, other, ways, self.judged.bins, list(registered), self.settings.bootstrap, 0,
             self.level.confidence, self.settings.seed,
         )  # fmt: skip
         return {

@@ -47,6 +47,7 @@ class Reference:
     Attributes:
         values: values by address with intervals at `confidence`.
         exact: the report keys that `samples` give.
+        weights: the fitted weights of its members as an aggregate; None: they are averaged as on the judged side.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Reference:
     confidence: float = REPORT_CONFIDENCE
     exact: Sequence[str] = ()
     temperature: Temperature | None = None
+    weights: str | None = None
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,7 +74,9 @@ def open_reference(path: Path, prob_columns: Sequence[str] = (), judged: Path | 
         return _open_json(path) if path.is_file() else None
     if path.is_dir():
         system = open_system(path, judged)
-        return Reference(system.name, test=system.test, values=_run_values(path, judged), temperature=system.temperature)
+        return Reference(
+            system.name, test=system.test, values=_run_values(path, judged), temperature=system.temperature, weights=system.weights
+        )
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         return None

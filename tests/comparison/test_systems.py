@@ -48,6 +48,18 @@ def test_differences_by_hand(said: Say) -> None:
     assert "disagreement" not in rows and "mutual_information_mean" not in rows, "one network has no members to disagree"
 
 
+def test_each_side_keeps_its_own_weights(make: Make) -> None:
+    a, b = make(seed=1, members=2), make(seed=2, members=2)
+    ways = ("weighted:0.9,0.1", "probs")
+    rows = by_key(compare_predictions(a, b, ways, metrics=["nll", "brier"], bootstrap=50, permutations=0))
+    for name in ("nll", "brier"):
+        values = [METRICS.resolve(name).compute(aggregate(system, way)) for system, way in zip((a, b), ways, strict=True)]
+        assert [rows[name].reference, rows[name].other] == pytest.approx(values)
+        assert rows[name].reference != pytest.approx(METRICS.resolve(name).compute(aggregate(a)))
+    with pytest.raises(SveError, match="Unknown aggregate"):
+        compare_predictions(a, b, ("probs", "median"))
+
+
 def test_values_are_those_of_a_report(make: Make) -> None:
     a, b = make(seed=1, members=3), make(seed=2, members=2)
     for how, bins in (("probs", 15), ("logits", 7)):

@@ -21,6 +21,7 @@ from sve_cli.export.lora_ranks import choose_ranks, cut, member_directions, memb
 peft = pytest.importorskip("peft", reason="peft is not installed (pip install 'sve-cli[lora]')")
 
 Make = Callable[..., Any]
+OTHERS = ("bert_mean", "bert_pairs", "resnet")
 
 
 def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -28,7 +29,7 @@ def adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, load_file(folder / "adapter_model.safetensors")
 
 
-@pytest.mark.parametrize("kind", ["bert", "bert_mean", "vit", "resnet", "llama"])
+@pytest.mark.parametrize("kind", ["bert", "vit", "llama", *(pytest.param(k, marks=pytest.mark.slow) for k in OTHERS)])
 def test_full_rank_is_the_member(make: Make, tmp_path: Path, kind: str) -> None:
     ((artifact, certificate),) = make(kind).export(tmp_path / "out", ("lora",), [2], rank="full")
     assert certificate.gaps.max_logit_gap <= 1e-4 and certificate.gap_to_base > 1e-2

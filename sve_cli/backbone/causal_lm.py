@@ -34,7 +34,7 @@ class CausalLM(TransformersBackbone):
             input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False
         )
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)  # the last real token, whichever side is padded
-        return hidden.last_hidden_state[torch.arange(len(mask_BT), device=mask_BT.device), last_B]
+        return hidden.last_hidden_state[torch.arange(mask_BT.shape[0], device=mask_BT.device), last_B]
 
     def own_classifier(self, network: nn.Module) -> list[nn.Module]:
         return [network.get_output_embeddings()]  # type: ignore[operator]
@@ -74,7 +74,7 @@ class CausalLM(TransformersBackbone):
         position_BT = (mask_BT.cumsum(1) - 1).clamp_min(0)
         out = model(input_ids=inputs["input_ids"], attention_mask=mask_BT, position_ids=position_BT, use_cache=False)
         last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)
-        return out.logits[torch.arange(len(mask_BT), device=mask_BT.device), last_B][:, self.letter_ids]
+        return out.logits[torch.arange(mask_BT.shape[0], device=mask_BT.device), last_B][:, self.letter_ids]
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         self.network.config.save_pretrained(folder)  # type: ignore[operator, union-attr]

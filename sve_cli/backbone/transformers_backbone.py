@@ -165,7 +165,7 @@ def pool(hidden_BTF: Tensor, mask_BT: Tensor, pooling: str) -> Tensor:
         weight_BT1 = mask_BT.unsqueeze(-1).to(hidden_BTF.dtype)
         return (hidden_BTF * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1e-9)
     last_B = mask_BT.shape[1] - 1 - mask_BT.flip(1).argmax(1)
-    return hidden_BTF[torch.arange(len(hidden_BTF), device=hidden_BTF.device), last_B]
+    return hidden_BTF[torch.arange(hidden_BTF.shape[0], device=hidden_BTF.device), last_B]
 
 
 def _pooling_flags(pooling: str) -> dict[str, bool]:

@@ -11,7 +11,8 @@ Epochs = Annotated[
     int | None, typer.Option("--distil-epochs", help="distilled: passes over the inputs; default: the recipe's epochs.")
 ]
 Rate = Annotated[
-    float | None, typer.Option("--distil-lr", help="distilled: learning rate of the singular values; default: the recipe's.")
+    float | None,
+    typer.Option("--distil-lr", help="distilled: learning rate of the singular values; default: a tenth of the recipe's."),
 ]
 Rows = Annotated[
     int | None, typer.Option("--distil-rows", min=1, help="distilled: learn from so many training inputs; default: all.")

@@ -66,7 +66,7 @@ class Options:
         rank: lora only: K, energy:SHARE, fidelity:GAP or full; see `export.lora_ranks`.
         serving_ranks: lora only: one rank for all layers, of those that serving engines take.
         graph_of: onnx and torch_export only: "ensemble", "averaged" or "members".
-        distil_epochs, distil_lr: distilled only: of the student's training; None: the recipe's.
+        distil_epochs, distil_lr: distilled only: of the student's training; None: see docs/distil.md.
         distil_rows: distilled only: most training inputs, drawn by the recipe's seed; None: all.
         unlabelled: distilled only: sets whose inputs are learnt from too.
         single: distilled only: a run whose figures stand beside.

@@ -31,16 +31,19 @@ MANY = ("probabilities", "entropy", "mutual_information", "logits")
 
 
 class OneNetwork(nn.Module):
-    """Inputs by name -> (logits, probabilities, entropy)."""
+    """Inputs by name -> (logits, probabilities, entropy), or logits alone."""
 
-    def __init__(self, backbone: Backbone, model: nn.Module, names: Sequence[str]) -> None:
+    def __init__(self, backbone: Backbone, model: nn.Module, names: Sequence[str], logits_only: bool = False) -> None:
         super().__init__()
+        self.logits_only = logits_only
         self.model = model.eval()
         self.read = backbone.logits
         self.names = tuple(names)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         logits_BC = self.read(self.model, dict(zip(self.names, inputs, strict=True))).float()
+        if self.logits_only:
+            return (logits_BC,)
         log_probs_BC = logits_BC.log_softmax(-1)
         probs_BC = log_probs_BC.exp()
         return logits_BC, probs_BC, -(probs_BC * log_probs_BC).sum(-1)
@@ -115,11 +118,17 @@ def graph(source: Source, plan: Plan) -> Graph:
     """The module of a plan, on the CPU in float32.
 
     Raises:
-        NotExportable: this ensemble has no such network, or there are no inputs to trace it on.
+        NotExportable: this ensemble has no such network, a language model's ensemble, or no inputs to trace it on.
     """
     ensemble, backbone = source.ensemble, source.ensemble.backbone
     if source.example is None:
         raise NotExportable("A graph is traced on real inputs, and there are none.", "Export from a run's folder.")
+    letters = isinstance(backbone, CausalLM)  # questions have different numbers of options
+    if letters and plan.claim == "ensemble":
+        raise NotExportable(
+            "A graph does not know which of the letters are options of a question, so that it cannot average their probabilities.",
+            "Use --graph-of members, which puts out the letters' logits.",
+        )
     example = {name: tensor.cpu() for name, tensor in _two_rows(source.example()).items()}
     names = tuple(example)
     if plan.claim == "ensemble":
@@ -127,9 +136,9 @@ def graph(source: Source, plan: Plan) -> Graph:
         module: nn.Module = ManyNetworks(backbone, models, names)
     else:
         model = ensemble.averaged_model() if plan.member is None else ensemble.member_model(plan.member)
-        module = OneNetwork(backbone, model, names)
+        module = OneNetwork(backbone, model, names, logits_only=letters)
     module = module.float().cpu().eval().requires_grad_(False)
-    outputs = MANY if plan.claim == "ensemble" else ONE
+    outputs = MANY if plan.claim == "ensemble" else ONE[:1] if letters else ONE
     return Graph(module, names, tuple(example.values()), outputs, backbone.modality != "image")
 
 

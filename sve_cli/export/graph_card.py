@@ -36,9 +36,11 @@ network = torch.export.load("FOLDER/model.pt2").module()
 with torch.inference_mode():
     outputs = network(*(inputs[name] for name in graph["inputs"]))
 """
+    opened += 'found = dict(zip(graph["outputs"], outputs))\n'
+    if found.outputs == ("logits",):
+        return opened + 'print(dict(zip(graph["classes"], found["logits"][0])))  # compare those letters that are options'
     shown = '"entropy", "mutual_information"' if "mutual_information" in found.outputs else '"entropy"'
     return (
         opened
-        + f"""found = dict(zip(graph["outputs"], outputs))
-print(graph["classes"][int(found["probabilities"][0].argmax())], *(float(found[name][0]) for name in ({shown},)))"""
+        + f"""print(graph["classes"][int(found["probabilities"][0].argmax())], *(float(found[name][0]) for name in ({shown},)))"""
     )

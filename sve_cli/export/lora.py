@@ -10,6 +10,7 @@ Shapes: O out, I in, K kept directions, F features.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -141,7 +142,7 @@ def _write_member(source: Source, place: Path, m: int, rule: RankRule, whole: Wh
     one_rank = len({len(right) for _, right in low_rank.values()}) == 1
     facts = _facts(source, place, adapted, ranks, whole, bool(biases), one_rank) | {"ranks": {**full, **ranks.kept}}
     artifact = Artifact("lora", place, m, loads_with(backbone), "member_cut", "lora", versus=("member",), facts=facts)
-    write_card(source, artifact, what_it_is(m, ensemble.n_members, facts), usage(backbone, base_name(backbone.spec.name)))
+    write_card(source, artifact, what_it_is(m, ensemble.n_members, facts), usage(backbone))
     return artifact
 
 
@@ -233,7 +234,7 @@ def _write_config(
 
     backbone = source.ensemble.backbone
     differing = {re.escape(n): len(right) for n, (_, right) in low_rank.items() if len(right) != ranks.r}
-    LoraConfig(
+    config = LoraConfig(
         r=ranks.r,
         lora_alpha=ranks.r,
         target_modules=short_names(backbone, set(low_rank)),
@@ -248,7 +249,11 @@ def _write_config(
         task_type=next((t for kind, t in TASK_TYPES.items() if isinstance(backbone, kind)), None),
         base_model_name_or_path=base_name(backbone.spec.name),
         inference_mode=True,
-    ).save_pretrained(str(place))
+    )
+    config.save_pretrained(str(place))
+    written = json.loads((place / CONFIG).read_text(encoding="utf-8"))  # peft keeps sets, whose order differs from time to time
+    written |= {key: sorted(written[key]) for key in ("target_modules", "modules_to_save") if isinstance(written[key], list)}
+    (place / CONFIG).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def short_names(backbone: Backbone, layers: set[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sve_cli.backbone import Backbone
+from sve_cli.backbone import Backbone, locate
 
 
 def loads_with(backbone: Backbone) -> str:
@@ -47,15 +47,17 @@ def what_it_is(member: int, n_members: int, facts: Mapping[str, Any]) -> str:
     )
 
 
-def usage(backbone: Backbone, base: str) -> str:
+def usage(backbone: Backbone) -> str:
     """Lines of Python that open the adapter and predict, without this tool."""
+    local = locate(backbone.spec).path is not None
+    base = "PATH OF THE CHECKPOINT" if local else backbone.spec.name
     if backbone.library == "timm":
         return f"""import json, timm, torch
 from peft import PeftModel
 from PIL import Image
 config = json.load(open("FOLDER/config.json"))
 arguments = {{name: value for name, value in config["model_args"].items() if name != "num_classes"}}
-base = timm.create_model("{_timm_name(backbone, base)}", pretrained=True, **arguments)
+base = timm.create_model("{"local-dir:" if local else ""}{base}", pretrained=True, **arguments)
 base.reset_classifier(config["num_classes"])
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(config["pretrained_cfg"]), is_training=False)
@@ -98,7 +100,3 @@ print(config.id2label[int(logits.argmax())])"""
     logits = model(**inputs).logits
 print(config.id2label[int(logits.argmax())])"""
     )
-
-
-def _timm_name(backbone: Backbone, base: str) -> str:
-    return base if base == backbone.spec.name else f"local-dir:{base}"

@@ -56,7 +56,7 @@ def trace(found: Graph, path: Path) -> None:
     Raises:
         NotExportable: torch.export cannot trace this network.
     """
-    shapes = ({i: torch.export.Dim(name) for i, name in found.axes().items()},) * len(found.names)
+    shapes = (dict.fromkeys(found.axes(), torch.export.Dim.DYNAMIC),) * len(found.names)
     try:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")

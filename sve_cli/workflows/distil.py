@@ -44,6 +44,7 @@ from sve_cli.workflows.stored import saved_predictions
 from sve_cli.workflows.train import read_checkpoint
 
 FOLDER = "distilled"
+SHARE = 0.1  # of the recipe's learning rates: the student starts near its end, at the mean of trained members (docs/distil.md)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def check_unlabelled(session: Session, names: Sequence[str]) -> list[str]:
 def _settings(session: Session, run: RunDir, options: Options) -> Settings:
     recipe = session.recipe
     epochs = options.distil_epochs if options.distil_epochs is not None else max(recipe.train.epochs, 1)
-    lr = options.distil_lr if options.distil_lr is not None else learning_rate(recipe)
+    lr = options.distil_lr if options.distil_lr is not None else SHARE * learning_rate(recipe)
     if epochs < 1:
         raise SveError(f"--distil-epochs is {epochs}, and the student needs at least one.", "Write for example --distil-epochs 3")
     if not lr > 0:
@@ -169,7 +170,13 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
     objective = Distillation(teacher, Teacher(judged_MNC, selection.mask_NC, t, how), session.device)
     student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed, best_constant(teacher))
     session.to_device(student.ensemble)
-    spec = replace(recipe.train, epochs=settings.epochs, select="validation_nll")  # here: the best epoch by its KL
+    share, bias_lr = settings.lr / learning_rate(recipe), recipe.train.bias_lr
+    spec = replace(
+        recipe.train,
+        epochs=settings.epochs,
+        bias_lr=None if bias_lr is None else share * bias_lr,
+        select="validation_nll",  # here: the best epoch by its KL
+    )
     made_with = {**origin, "lr": settings.lr, "temperature": t, "aggregate": how, "train": repr(spec), "version": __version__}
     checkpoint = run.path / FOLDER / f"training-{_key(made_with)}.safetensors"
     history = _fit(session, student, encoded, selection, objective, spec, settings.lr, checkpoint)

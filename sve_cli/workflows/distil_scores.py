@@ -23,7 +23,7 @@ from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.nll import nll
 from sve_cli.ood.detection import auroc_ood
 from sve_cli.posthoc.state import Posthoc
-from sve_cli.prediction import as_predictions, batches_by_length, predict_logits
+from sve_cli.prediction import as_predictions, batches_by_length
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, check_seal, file_digest
 from sve_cli.statistics import log_option_counts
@@ -193,8 +193,7 @@ def _row(view: Callable[[str], Aggregated], sets: Sequence[str], one: bool = Fal
 def student_view(session: Session, student: Student, name: str) -> Aggregated:
     """The student's class probabilities on a set, with the mutual information of its Dirichlet."""
     samples, encoded = session.split(name)
-    batch = session.recipe.evaluate.batch_size
-    outputs_NC = predict_logits(student.ensemble, encoded, batch, [0], session.device)[0][0]
+    outputs_NC = session.outputs(student.ensemble, encoded, f"The distilled network on {name}")[0][0]
     found = as_predictions(outputs_NC[None, :, :-1], samples, encoded, student.classes, "")
     view = aggregate(found)
     alpha_NC = concentrations(torch.from_numpy(view.probs_NC), torch.from_numpy(outputs_NC[:, -1]))
@@ -209,8 +208,9 @@ def _averaged(session: Session, ensemble: Ensemble, name: str) -> Predictions:
     samples, encoded = session.split(name)
     model = ensemble.averaged_model().to(session.device).eval()
     logits_NC = np.zeros((len(encoded), len(ensemble.classes)), dtype=np.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), session.log.progress(len(encoded), f"The averaged network on {name}") as advance:
         for rows in batches_by_length(encoded, session.recipe.evaluate.batch_size):
             inputs = tensor_to(encoded.batch(rows), session.device)
             logits_NC[rows] = session.backbone.logits(model, inputs).float().cpu().numpy()
+            advance(len(rows))
     return as_predictions(logits_NC[None], samples, encoded, ensemble.classes, "")

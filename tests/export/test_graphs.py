@@ -72,6 +72,8 @@ def test_a_torch_export_archive_holds_no_pickle(make: Make, tmp_path: Path) -> N
 def test_what_has_no_graph_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SveError, match="--graph-of 'ensembel' names no network. Did you mean 'ensemble'"):
         make("vit").export(tmp_path / "out", ("torch_export",), graph_of="ensembel")
+    with pytest.raises(NotExportable, match="does not know which of the letters are options"):
+        make("llama").export(tmp_path / "out", ("torch_export",))
     case = make("vit")
     monkeypatch.setattr(torch.export, "export", refuse)
     with pytest.raises(NotExportable, match="cannot trace this network: data-dependent"):
@@ -136,7 +138,8 @@ def test_a_wrong_graph_is_refused_and_removed(
 @pytest.mark.parametrize("kind", ["bert", "bert_mean", "bert_pairs", "vit", "resnet", "llama"])
 def test_every_kind_of_network_in_a_fresh_process(make: Make, tmp_path: Path, kind: str, target: str) -> None:
     onnx_installed()
-    ((_, certificate),) = make(kind).export(tmp_path / "out", (target,), reload=in_fresh_process)
+    of = "members" if kind == "llama" else "ensemble"
+    ((_, certificate),) = make(kind).export(tmp_path / "out", (target,), [1], reload=in_fresh_process, graph_of=of)
     assert certificate.gaps.worst <= 1e-4
 
 

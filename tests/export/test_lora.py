@@ -51,6 +51,7 @@ def test_a_cut_member_is_certified_as_such_beside_the_full_one(make: Make, tmp_p
     assert config["target_modules"] == ["dense", "key", "query", "value"] or len(config["target_modules"]) == 12
     assert config["modules_to_save"] == ["classifier"] and config["task_type"] == "SEQ_CLS"
     assert {len(t) for name, t in tensors.items() if "lora_A" in name} == {3}
+    assert config["target_modules"] == sorted(config["target_modules"])
     assert "the rest is lost" in (artifact.path / "README.md").read_text()
 
 

@@ -43,7 +43,7 @@ class Round:
 
 @dataclass
 class ParameterGroup:
-    """Trainable parameters of one role. `stacked`: axis 0 is the member; `lr_scale`: their share of `train.lr`."""
+    """Trainable parameters of one role. `stacked`: axis 0 is the member; `lr_scale`: their share of the role's rate."""
 
     role: Role
     parameters: dict[str, nn.Parameter]
@@ -326,7 +326,10 @@ class Ensemble(nn.Module):
 
     def parameter_table(self) -> dict[str, int]:
         """Trained numbers by role, all members together."""
-        return {group.role: sum(p.numel() for p in group.parameters.values()) for group in self.groups}
+        table: dict[str, int] = {}
+        for group in self.groups:
+            table[group.role] = table.get(group.role, 0) + sum(p.numel() for p in group.parameters.values())
+        return table
 
 
 def swap_linears(

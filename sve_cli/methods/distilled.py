@@ -87,6 +87,15 @@ class Student:
     ensemble: Ensemble
     classes: list[str]
 
+    def slow_heads(self, share: float) -> None:
+        """Train the class head, which starts at the mean, with this share of `head_lr`; the log-precision starts from nothing."""
+        groups = self.ensemble.groups
+        for group in [g for g in groups if g.role == "head"]:
+            evidence = {n: p for n, p in group.parameters.items() if n.startswith("heads.evidence")}
+            classes = {n: p for n, p in group.parameters.items() if n not in evidence}
+            at = groups.index(group)
+            groups[at : at + 1] = [ParameterGroup("head", classes, lr_scale=share), ParameterGroup("head", evidence)]
+
     def model(self) -> nn.Module:
         """The library's own classifier with C logits."""
         return self.ensemble.backbone.with_head(self.ensemble.member_network(0), self.ensemble.heads.head(0, self.classes))

@@ -157,7 +157,7 @@ class Trainer:
 
     def _base_lr(self, group: ParameterGroup) -> float:
         if group.role == "head":
-            return self.spec.head_lr
+            return self.spec.head_lr * group.lr_scale
         if group.role in ("bias", "norm"):
             return self.spec.bias_lr if self.spec.bias_lr is not None else self.lr / 10
         return self.lr * group.lr_scale

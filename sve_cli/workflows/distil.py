@@ -171,18 +171,27 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
     student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed, best_constant(teacher))
     session.to_device(student.ensemble)
     share, bias_lr = settings.lr / learning_rate(recipe), recipe.train.bias_lr
+    student.slow_heads(share)
     spec = replace(
         recipe.train,
         epochs=settings.epochs,
         bias_lr=None if bias_lr is None else share * bias_lr,
         select="validation_nll",  # here: the best epoch by its KL
     )
-    made_with = {**origin, "lr": settings.lr, "temperature": t, "aggregate": how, "train": repr(spec), "version": __version__}
+    made_with = {
+        **origin,
+        "lr": settings.lr,
+        "head_share": share,
+        "temperature": t,
+        "aggregate": how,
+        "train": repr(spec),
+        "version": __version__,
+    }
     checkpoint = run.path / FOLDER / f"training-{_key(made_with)}.safetensors"
     history = _fit(session, student, encoded, selection, objective, spec, settings.lr, checkpoint)
     log.say(f"Distilled: {_in_words(history)}")
     facts = {
-        "epochs": settings.epochs, "lr": settings.lr, "head_lr": spec.head_lr, "temperature": t, "aggregate": how,
+        "epochs": settings.epochs, "lr": settings.lr, "head_lr": share * spec.head_lr, "temperature": t, "aggregate": how,
         "rows": len(samples), "views": len(encoded), "unlabelled": list(settings.unlabelled), "smoothing": SMOOTHING,
         "selected": history,
     }  # fmt: skip
@@ -314,7 +323,8 @@ def _teacher_logits(session: Session, ensemble: Ensemble, encoded: Encoded, path
 def _on_selection(session: Session, run: RunDir, ensemble: Ensemble, digest: str) -> np.ndarray:
     """The members' logits (M, N, C) on the selection half of validation; those of the run's evaluation where they are kept."""
     kept = saved_predictions(run, "validation", digest)
-    if kept is None:
+    validation = session.data.validation
+    if kept is None or validation is None or kept.ids_N != list(validation.ids_N):  # a limited evaluation has other rows
         return session.outputs(ensemble, session.selection_half(), "What the members say to the selection half")[0]
     return kept.logits_MNC[:, split_validation(kept.n_samples, session.recipe.seed)[0]]
 

@@ -96,3 +96,13 @@ def test_other_methods_are_refused(method: str) -> None:
 def test_one_member_is_refused() -> None:
     with pytest.raises(NotExportable, match="one member"):
         require_distillable("svfit", 1)
+
+
+@pytest.mark.parametrize(("method", "network"), [("sve", "bert"), ("sve", "llama"), ("heads_only", "bert_mean")])
+def test_a_slow_class_head_leaves_the_evidence_its_own_rate(lab: Any, method: str, network: str) -> None:
+    student = student_of(lab, moved(lab, method, network), method)
+    before = student.ensemble.trainable()
+    student.slow_heads(0.1)
+    rates = {name: group.lr_scale for group in student.ensemble.groups if group.role == "head" for name in group.parameters}
+    assert rates == {name: 1.0 if "evidence" in name else 0.1 for name in before if name.startswith("heads.")}
+    assert student.ensemble.trainable().keys() == before.keys()

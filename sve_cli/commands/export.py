@@ -11,7 +11,7 @@ import typer
 from sve_cli.commands import distil_options
 from sve_cli.commands.options import Json, Run, command_line, name_list
 from sve_cli.console import Console
-from sve_cli.errors import SveError
+from sve_cli.errors import CheckFailed, SveError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 TARGETS = (
@@ -102,12 +102,17 @@ def _verify(folder: Path, as_json: bool) -> None:
     from sve_cli.certify.verify import verify
 
     console = Console(json_mode=as_json)
-    certificate = verify(folder)
+    try:
+        certificate = verify(folder)
+    except CheckFailed as failure:
+        if as_json:
+            console.json({"intact": False, "reason": str(failure)})
+        raise
     console.say(
         f"Every one of the {len(certificate['files'])} files of '{folder}' is as it was certified on {certificate['created']}."
     )
     if as_json:
-        console.json(certificate)
+        console.json({"intact": True, **certificate})
 
 
 def _show(console: Console, results: list[tuple[Any, Any]], as_json: bool) -> None:

@@ -52,6 +52,11 @@ class GateOptions:
         for option, value in (("--junit", self.junit), ("--summary", self.summary)):
             if value is not None and not judged:
                 raise SveError(f"{option} needs something to judge.", "Add --gate FILE, --baseline or --fail-if.")
+        if self.fail_if:
+            from sve_cli.gate import parse_condition
+
+            for text in self.fail_if:  # before any work
+                parse_condition(text)
         return judged
 
 

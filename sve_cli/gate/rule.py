@@ -18,6 +18,7 @@ from sve_cli.statistics import bootstrap_counts, seeded
 from sve_cli.verdict import Check
 
 POWER = 0.8
+SAME = 1e-9  # a difference below this is the rounding of two equal computations
 ROUNDING = 1e-5  # a worsening smaller than this is arithmetic: another batch size, another machine, a baseline file's digits
 POINTS, SHARE = 0.02, 0.1  # what must not pass unseen by default: 2 points, or a tenth of the baseline's value
 USUAL = 0.45  # standard error of a difference between two trainings, as a share of one side's; see docs/gates.md
@@ -110,7 +111,7 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     differ less one: a few flipped samples alone are no evidence. What lies within 1e-5 of the slack does not fail.
     """
     sign = -1.0 if direction == "higher" else 1.0
-    worsening = sign * seen.difference + 0.0  # no -0.0
+    worsening = sign * seen.difference if abs(seen.difference) >= SAME else 0.0  # rounding, and no -0.0
     low, high = sorted((sign * seen.low + 0.0, sign * seen.high + 0.0))
     reach = _reach(seen, level)
     low, high = min(low, worsening - reach), max(high, worsening + reach)
@@ -123,7 +124,8 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     shown = amounts(metric)
     kind = "unpaired" if seen.changed is None else "paired"
     interval = "too few samples differ for an interval" if math.isinf(low) else f"interval {shown(low)} to {shown(high)}"
-    change = f"worse by {shown(worsening)}" if worsening > 0 else f"better by {shown(-worsening)}" if worsening < 0 else "the same"
+    word = "worse" if worsening > 0 else "better"
+    change = "the same" if abs(worsening) < SAME else f"{word} by {shown(abs(worsening))}"
     verb = "all beyond" if fails else "not all beyond"
     sentence = f"{_label(key)} is {change} ({kind}, {interval}), {verb} the slack of {shown(slack)}."
     return Check(

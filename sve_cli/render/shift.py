@@ -13,8 +13,8 @@ NAMES = {"entropy_mean": "Entropy", "mutual_information_mean": "Mutual informati
 SCALED = ("nll", "ece_top1_w")  # what a temperature is for
 READING = (
     "Severity 0 is the clean set. The mean is over the corruptions, all on the same rows; grey lines are the single corruptions. "
-    "Accuracy falls under shift for every network. What a calibrated one does is to lose confidence with it, so that the "
-    "calibration error stays low, and what an ensemble adds is mutual information that rises. Bold below: the worst corruption."
+    "Where accuracy falls, a calibrated network loses confidence with it, so that its calibration error stays low, and an "
+    "ensemble's mutual information rises. With few rows a change inside the intervals is chance. Bold below: the worst corruption."
 )
 
 

@@ -6,20 +6,18 @@ Shapes: M members, N inputs, C classes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from sve_cli.backbone import Backbone, load_backbone
 from sve_cli.decisions import Decided, decide
 from sve_cli.ensemble import Ensemble
-from sve_cli.errors import CheckpointError, DataError, SveError
+from sve_cli.errors import CheckpointError, SveError
 from sve_cli.export.adapter import CONFIG, PROBE, STATE, StoredFactors, check_probes, part, read_adapter
 from sve_cli.export.distilled import EVIDENCE
 from sve_cli.factors import ALGORITHM, FactorStore
@@ -27,13 +25,14 @@ from sve_cli.ood.build import needs_features
 from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.prediction import as_predictions, batches_by_length, predict_logits
-from sve_cli.predictions import UNKNOWN_LABEL, Predictions
+from sve_cli.predictions import Predictions
 from sve_cli.recipe import Recipe, load_recipe_text
 from sve_cli.registry import METHODS, TASKS
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json
 from sve_cli.samples import DataSet, Samples
 from sve_cli.tasks.common import Encoded, Task, tensor_to
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
+from sve_cli.workflows.serving_inputs import to_samples
 from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_recipe
 
 if TYPE_CHECKING:
@@ -119,6 +118,8 @@ class LoadedEnsemble:
 
     def outputs(self, samples: Samples, batch_size: int | None = None, execution: Execution = "auto") -> Predictions:
         """The members' logits on samples, with features where a rule needs them."""
+        if execution not in get_args(Execution):
+            raise SveError(f"There is no execution '{execution}'.", f"Known: {', '.join(get_args(Execution))}.")
         encoded = self._session.task.encode(samples)
         with_features = self._training is not None
         if execution == "merged" or with_features or (execution == "auto" and not self._batching_is_cheaper(encoded)):
@@ -191,53 +192,6 @@ class LoadedEnsemble:
         """
         recipe = self._session.recipe
         return to_samples(inputs, MODALITY[recipe.task.name], bool(recipe.data.text_pair))
-
-
-def to_samples(inputs: Any, modality: str, pairs: bool) -> Samples:
-    """Inputs as samples without labels; raises DataError as `LoadedEnsemble.samples`."""
-    if isinstance(inputs, (str, bytes, Path, Image.Image, Mapping, np.ndarray)):
-        inputs = [inputs]
-    given = list(inputs)
-    if not given:
-        raise DataError("There are no inputs.", "Give a list with at least one.")
-    columns = {"text": _texts, "image": _images, "multiple_choice": _items}[modality](given, pairs)
-    labels_N = np.full(len(given), UNKNOWN_LABEL, dtype=np.int64)
-    ids = [str(i) for i in range(len(given))]
-    return Samples("inputs", "", columns, labels_N, ids, [], modality=modality)  # type: ignore[arg-type]
-
-
-def _texts(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
-    if pairs:
-        if not all(isinstance(x, (tuple, list)) and len(x) == 2 and all(isinstance(t, str) for t in x) for x in given):
-            raise DataError("This ensemble reads pairs of texts, and the inputs are not all pairs.", "Give tuples of two texts.")
-        return {"text": [x[0] for x in given], "text_pair": [x[1] for x in given]}
-    if wrong := [x for x in given if not isinstance(x, str)]:
-        raise DataError(f"This ensemble reads texts, and an input is a {type(wrong[0]).__name__}.", "Give a list of strings.")
-    return {"text": given}
-
-
-def _images(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
-    images: list[Any] = []
-    for item in given:
-        if isinstance(item, (str, Path)):
-            path = Path(item).expanduser()
-            if not path.is_file():
-                raise DataError(f"There is no image '{path}'.", f"Paths start at the current folder, {Path.cwd()}.")
-            images.append(path)
-        elif isinstance(item, Image.Image):
-            images.append(np.asarray(item.convert("RGB")))
-        elif isinstance(item, (bytes, np.ndarray)):
-            images.append(item)
-        else:
-            raise DataError(f"This ensemble reads images, and an input is a {type(item).__name__}.", "Give paths or PIL images.")
-    return {"image": images}
-
-
-def _items(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
-    if not all(isinstance(x, Mapping) and isinstance(x.get("question"), str) and x.get("choices") for x in given):
-        raise DataError("This ensemble answers questions with options.", 'Give {"question": "…", "choices": ["…", "…"]} for each.')
-    contexts = [str(x.get("context") or "") for x in given]
-    return {"question": [x["question"] for x in given], "choices": [list(x["choices"]) for x in given], "context": contexts}
 
 
 def load(

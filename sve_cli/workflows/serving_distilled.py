@@ -24,7 +24,8 @@ from sve_cli.recipe.spec import DataSpec, MethodSpec, ModelSpec, Recipe, TaskSpe
 from sve_cli.registry import TASKS
 from sve_cli.samples import DataSet
 from sve_cli.tasks.common import Task, tensor_to
-from sve_cli.workflows.serving import Answers, to_samples
+from sve_cli.workflows.serving import Answers
+from sve_cli.workflows.serving_inputs import to_samples
 from sve_cli.workflows.session import Log, Session
 
 POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}

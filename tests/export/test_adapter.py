@@ -98,6 +98,10 @@ def test_inputs_of_another_kind_are_refused(bert: tuple[Any, Path]) -> None:
     for inputs, message in [([1], "reads texts, and an input is a int"), ([], "no inputs"), ([("a", "b")], "is a tuple")]:
         with pytest.raises(SveError, match=message):
             ensemble.predict(inputs)
+    with pytest.raises(SveError, match="Inputs are a list, not a int"):
+        ensemble.predict(3)
+    with pytest.raises(SveError, match="no execution 'nope'"):
+        ensemble.predict(["a text"], execution="nope")  # type: ignore[arg-type]
 
 
 def flip(path: Path, at: int) -> None:

@@ -42,6 +42,7 @@ def test_the_outputs_of_an_ensemble_are_its_definition() -> None:
     assert logits.shape == (3, 5, 3)
 
 
+@pytest.mark.slow
 def test_a_member_as_onnx(make: Make, tmp_path: Path) -> None:
     onnx_installed()
     ((artifact, certificate),) = make("vit").export(tmp_path / "out", ("onnx",), [2], graph_of="members")
@@ -57,6 +58,7 @@ def test_a_member_as_onnx(make: Make, tmp_path: Path) -> None:
         verify(artifact.path)
 
 
+@pytest.mark.slow
 def test_a_torch_export_archive_holds_no_pickle(make: Make, tmp_path: Path) -> None:
     case = make("vit")
     ((artifact, certificate),) = case.export(tmp_path / "out", ("torch_export",), [1], graph_of="members")

@@ -42,6 +42,7 @@ def test_full_rank_is_the_member(make: Make, tmp_path: Path, kind: str) -> None:
     assert "nothing is lost" in text and "not the ensemble" in text
 
 
+@pytest.mark.slow
 def test_a_cut_member_is_certified_as_such_beside_the_full_one(make: Make, tmp_path: Path) -> None:
     ((artifact, certificate),) = make("bert").export(tmp_path / "out", ("lora",), [1], rank="3")
     assert certificate.gaps.max_logit_gap <= 1e-4
@@ -77,6 +78,7 @@ def test_a_language_model_with_its_own_head_holds_nothing_but_low_rank_updates(m
     assert certificate.gaps.max_logit_gap <= 1e-4
 
 
+@pytest.mark.slow
 def test_member_norms_are_saved_whole(make: Make, tmp_path: Path) -> None:
     case = make("bert", params={"train_norms": True})
     ((artifact, certificate),) = case.export(tmp_path / "out", ("lora",), [2], rank="full")

@@ -104,3 +104,9 @@ def test_behaviour_in_short(make: Callable[..., Predictions]) -> None:
     assert sum(check(1200, 1.5, k)[0] == "fail" for k in range(30)) <= 3
     assert sum(check(1200, 2.2, k)[0] == "fail" for k in range(10)) == 10
     assert all(check(100, 1.5, k)[1] for k in range(6)), "100 samples cannot show 2 points"
+
+
+def test_rounding_is_no_change() -> None:
+    seen = Against(0.1 + 0.2, 0.3, 5e-17, 5e-17, 0.0, 300, 0, 0.01, 0.0)
+    check = judge_worsening("nll", "lower", GateSpec(slack=0.0), seen, Level(0.95))
+    assert check.worsening == 0.0 and math.copysign(1.0, check.worsening) == 1.0 and " is the same (" in check.sentence

@@ -19,7 +19,7 @@ from sve_cli import cli
 
 # Imports everything once, then forks one process for each request: each is a `sve` of its own, with its own signals.
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
 import timm, torch, transformers, sve_cli.workflows.train, sve_cli.workflows.export, sve_cli.cli as cli
 torch.set_num_threads(1)
 for line in sys.stdin:
@@ -30,6 +30,7 @@ for line in sys.stdin:
         for name, fd in (("out", 1), ("err", 2)):
             os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), fd)
         sys.argv = ["sve", *request["arguments"]]
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite that runs in the background ignores it
         code = 99
         try:
             cli.main()

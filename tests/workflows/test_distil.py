@@ -31,6 +31,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
+@pytest.mark.slow
 def test_it_is_trained_once_certified_and_measured(sve: Any, run: Path, tmp_path: Path) -> None:
     document = sve.json(*EXPORT, run, "--single", run)[0]
     folder, certificate = run / "exports" / "distilled", document["certificate"]

@@ -80,6 +80,7 @@ def git(*arguments: str) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("bash") or not shutil.which("git"), reason="The workflow's commands need bash and git.")
+@pytest.mark.slow
 def test_the_commands_of_the_workflow(sve: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     git("init", "-q", "--bare", str(tmp_path / "origin.git"))

@@ -151,6 +151,13 @@ def test_export_is_what_was_evaluated(sve: Any, run: Path) -> None:
     sve.check_refuses("export", run, "--to", "merged", saying="exists and is not empty")
     sve.check_refuses("export", run, "--to", "merged", "--members", "7", "--out", run / "x", saying="There is no member 7")
     sve.check_refuses("export", run, "--to", "onnxx", saying="Unknown export target")
+    folder = run / "exports" / "averaged"
+    assert sve.json("export", "--verify", folder)["intact"] is True
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    sve("export", "--verify", folder, "--json", code=3)
+    said = json.loads(sve.out)
+    assert said["intact"] is False and said["reason"].startswith(f"'model.safetensors' of '{folder}' was changed after the export.")
     sve.check_refuses("export", run, "--to", "merged", "--members", "a", saying="is not a list of member numbers")
 
 

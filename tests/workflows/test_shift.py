@@ -150,6 +150,7 @@ def text_run(sve: Any, lab: Any, folder: Path) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_what_a_network_does_not_see_is_said(sve: Any, lab: Any, tmp_path: Path) -> None:
     run = text_run(sve, lab, tmp_path)
     found = sve.json("shift", run, "--corruptions", "keyboard,upper_case", "--severities", "5")["shift"]

@@ -68,7 +68,8 @@ def write_student(backbone: Backbone, student: TrainedStudent, folder: Path, cla
     """The checkpoint and its evidence file."""
     backbone.save(student.model(), folder, classes)
     evidence = {name: tensor.float().cpu().contiguous() for name, tensor in student.evidence().items()}
-    meta = {"format": "pt", "reads": f"the {backbone.feature_dim} features before the last linear layer", "gives": "log-precision"}
+    # One key: safetensors writes several in random order, and the same network must give the same bytes.
+    meta = {"format": f"sve-evidence/1, log-precision from the {backbone.feature_dim} features before the last linear layer"}
     save_file(evidence, folder / EVIDENCE, meta)
 
 

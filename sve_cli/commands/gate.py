@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from sve_cli.commands.gate_calibrate import calibrate
-from sve_cli.commands.gate_options import ProbColumns, evaluated_run
+from sve_cli.commands.gate_options import ProbColumns, evaluate_changes, evaluated_run
 from sve_cli.commands.options import Json, Run, name_list
 from sve_cli.console import Console
 from sve_cli.errors import SveError
@@ -41,9 +41,7 @@ def baseline(
     console = Console(json_mode=as_json)
     if run is not None and predictions is not None:
         raise SveError("RUN and --predictions are different things to make a baseline of.", "Name one of them.")
-    if aggregate not in (None, "probs", "logits"):
-        raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
-    changes: dict[str, Any] = {k: v for k, v in (("aggregate", aggregate), ("bins", bins)) if v is not None}
+    changes = evaluate_changes(aggregate, bins)
     if predictions is not None:
         judged = judge_predictions(predictions, EvaluateSpec(**changes), prob_columns=name_list(prob_columns))
     else:

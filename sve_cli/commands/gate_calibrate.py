@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from sve_cli.commands.gate_options import ProbColumns
+from sve_cli.commands.gate_options import ProbColumns, evaluate_changes
 from sve_cli.commands.options import Json, name_list
 from sve_cli.console import Console
 from sve_cli.errors import SveError
@@ -47,11 +47,9 @@ def calibrate(
     from sve_cli.workflows.gate_calibrate import calibrate as learn
 
     console = Console(json_mode=as_json)
-    if aggregate not in (None, "probs", "logits"):
-        raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
     target = out or gate or DEFAULT
     check_out(target, overwrite)
-    changes: dict[str, Any] = {k: v for k, v in (("aggregate", aggregate), ("bins", bins)) if v is not None}
+    changes = evaluate_changes(aggregate, bins)
     file = load_gates(gate) if gate is not None else None
     repeats = Repeats(paths or [], _sizes(batch_sizes), changes, name_list(prob_columns))
     found = learn(repeats, name_list(metrics), quantile, file, console)

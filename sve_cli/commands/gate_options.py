@@ -63,6 +63,17 @@ class GateOptions:
 NO_GATES = GateOptions()
 
 
+def evaluate_changes(aggregate: str | None, bins: int | None) -> dict[str, Any]:
+    """The keys of the recipe's `evaluate` section that `sve gate` may change, as far as they are given.
+
+    Raises:
+        SveError: no way of averaging members.
+    """
+    if aggregate not in (None, "probs", "logits"):
+        raise SveError(f"--aggregate is probs or logits, not '{aggregate}'.")
+    return {key: value for key, value in (("aggregate", aggregate), ("bins", bins)) if value is not None}
+
+
 def evaluated_run(run: RunDir, evaluation: Path, report: Report, changes: dict[str, Any]) -> Judged:
     """A run's evaluation, to be judged."""
     from sve_cli.workflows.gate_sides import judge_run

@@ -10,13 +10,12 @@ from sve_cli.benchmark import CellResult, without_folders
 from sve_cli.comparison import compare_ood, compare_seeds
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
-from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir
 from sve_cli.statistics import without_weights
 from sve_cli.workflows.bench_cells import Study, local_paths
 from sve_cli.workflows.session import Log, Silent, run_recipe
-from sve_cli.workflows.stored import slug
+from sve_cli.workflows.stored import slug, stored_posthoc
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
@@ -95,6 +94,5 @@ def _test(run: RunDir) -> Predictions:
 
 def _scaled(run: RunDir, predictions: Predictions) -> Predictions | None:
     """The predictions at the run's temperature; None where it has none."""
-    path = run.evaluations()[-1] / "posthoc.json"
-    temperature = Posthoc.from_json(path.read_text(encoding="utf-8")).temperature
+    temperature = stored_posthoc(run.evaluations()[-1]).temperature
     return None if temperature is None else temperature.apply(predictions)

@@ -11,13 +11,13 @@ from sve_cli.comparison import SCORES, align, compare_ood, compare_predictions, 
 from sve_cli.errors import SveError
 from sve_cli.findings import Comparison, Difference, Pair
 from sve_cli.metrics.aggregate import source_name
-from sve_cli.posthoc.state import Posthoc
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
 from sve_cli.rundir import RunDir, check_seal, read_json, write_text
-from sve_cli.statistics import WEIGHTED, without_weights
+from sve_cli.statistics import without_weights
+from sve_cli.workflows.stored import stored_posthoc
 
 SMALL_SET = 500
 OWN_SPLITS = ("validation", "test")
@@ -30,8 +30,7 @@ class System:
     Attributes:
         ood: predictions of OOD sets by set name.
         temperature: fitted on validation; None in a bare predictions file.
-        aggregate, bins: how the run was evaluated.
-        weights: its fitted weights of the members as an aggregate; None: it has none.
+        aggregate, bins: how the run was evaluated; the aggregate with its fitted weights, if it has some.
     """
 
     name: str
@@ -40,7 +39,6 @@ class System:
     temperature: Temperature | None = None
     aggregate: str = "probs"
     bins: int = 15
-    weights: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,16 +81,13 @@ def _open_run(path: Path, but: Path | None = None) -> System:
     keys = [key for row in report["rows"] for key in row["metrics"]]
     bins = next((int(found[1]) for key in keys if (found := re.fullmatch(r"ece_top1_w(\d+)", key))), 15)
     test = Predictions.load(newest / "predictions" / "test")
-    aggregate = report["provenance"].get("aggregate", "probs")
-    posthoc = Posthoc.from_json((newest / "posthoc.json").read_text(encoding="utf-8"))
     return System(
         name=path.resolve().name,
         test=test,
         ood=_ood_sets(evaluations, test),
-        temperature=posthoc.temperature,
-        aggregate=without_weights(aggregate),
+        temperature=stored_posthoc(newest).temperature,
+        aggregate=report["provenance"].get("aggregate", "probs"),
         bins=bins,
-        weights=posthoc.how(aggregate) if aggregate == WEIGHTED else None,
     )
 
 
@@ -161,7 +156,7 @@ def open_systems(paths: Sequence[Path]) -> list[System]:
 def _pair(first: System, other: System, options: Options, step: Callable[[int, str], None]) -> Pair:
     aligned = align([first.test, other.test], [first.name, other.name])
     a, b = aligned.predictions
-    ways = ways_of(first, other)
+    ways = ways_of(first.aggregate, other.aggregate)
     how, resamples = (ways, first.bins, options.metrics), (options.bootstrap, options.permutations)
     last = (options.confidence, options.seed)
     rows = compare_predictions(a, b, *how, *resamples, *last)
@@ -181,9 +176,9 @@ def _pair(first: System, other: System, options: Options, step: Callable[[int, s
     return Pair(other.name, other.test.n_members, a.n_samples, only_first, only_other, sentences, rows, notes)
 
 
-def ways_of(first: System, other: System) -> tuple[str, str]:
-    """How the members of each side are averaged: its own fitted weights, else both as the first run was evaluated."""
-    return first.weights or first.aggregate, other.weights or first.aggregate
+def ways_of(first: str, other: str) -> tuple[str, str]:
+    """How the members of each side are averaged: with its own fitted weights, else both as the first side was evaluated."""
+    return first, other if without_weights(other) != other else without_weights(first)
 
 
 def _shared_sets(first: System, other: System) -> list[str]:
@@ -208,9 +203,9 @@ def _notes(
     places = source_name(first.test), source_name(other.test)
     if places[0] != places[1]:
         notes.append(f"The data is called {places[0]} in one and {places[1]} in the other; samples were paired by id all the same.")
-    if first.aggregate != other.aggregate:
+    if ways_of(first.aggregate, other.aggregate)[1] != other.aggregate:
         kinds = {"probs": "probabilities", "logits": "logits"}
-        own, here = kinds[other.aggregate], kinds[first.aggregate]
+        own, here = kinds[other.aggregate], kinds[without_weights(first.aggregate)]
         notes.append(f"{other.name} was evaluated on the mean of its members' {own}; here both are on that of their {here}.")
     if n < SMALL_SET:
         notes.append(f"Only {n} samples: intervals are wide, and calibration errors are biased upward.")

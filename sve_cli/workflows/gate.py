@@ -25,9 +25,9 @@ from sve_cli.render.gate import render_junit, render_markdown
 from sve_cli.render.tables import metric_name
 from sve_cli.report import Direction, MetricValue
 from sve_cli.rundir import write_text
-from sve_cli.statistics import without_weights
 from sve_cli.verdict import Check, Rule, Verdict
-from sve_cli.workflows.gate_sides import Judged, Reference, open_reference, same_classes
+from sve_cli.workflows.compare import ways_of
+from sve_cli.workflows.gate_sides import Judged, Reference, compared_by_default, open_reference, same_classes
 from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_samples, with_ids, worst_addresses
 
 FEW = 500  # resamples where only a standard error and a bias are asked for
@@ -38,8 +38,7 @@ def judge(
 ) -> Verdict:
     """Apply a gate file and conditions.
 
-    Without a file but with a reference, every metric of the ensemble that has a better side and can be paired is gated with
-    slack 0.
+    Without a file but with a reference, accuracy, NLL, Brier and ECE are gated with slack 0.
 
     Args:
         missing: why there is no reference, for messages.
@@ -48,7 +47,10 @@ def judge(
         SveError: something that cannot be evaluated: an unknown address, sides that do not fit, no baseline and no policy.
     """
     settings = file.settings if file is not None else GateSettings()
-    wanted = dict(file.gates) if file is not None else _everything(judged, reference) if reference is not None else {}
+    if file is not None:
+        wanted = dict(file.gates)
+    else:
+        wanted = {key: GateSpec(slack=0.0) for key in compared_by_default(judged)} if reference is not None else {}
     court = _Court(judged, reference, settings, wanted, missing)
     checks = [check for key, gate in wanted.items() for check in court.checks(key, gate)]
     checks += [court.condition(condition) for condition in conditions]
@@ -61,13 +63,6 @@ def judge(
     }  # fmt: skip
     notes = list(dict.fromkeys([*judged.notes, *(reference.notes if reference else []), *court.notes]))
     return Verdict(judged.name, reference.name if reference else "", judged.test.n_samples, checks, notes, shown)
-
-
-def _everything(judged: Judged, reference: Reference) -> dict[str, GateSpec]:
-    """The default gates of a bare --baseline: accuracy, NLL, Brier and ECE with slack 0."""
-    keys = [f"ece_top1_w{judged.bins}" if key == "ece" else key for key in ("accuracy", "nll", "brier", "ece")]
-    have = judged.report.addresses()
-    return {key: GateSpec(slack=0.0) for key in keys if key in have}
 
 
 def judge_options(
@@ -282,8 +277,8 @@ class _Court:
         sizes = {f"the baseline{where}": baseline.n_samples, f"these predictions{where}": test.n_samples}
         self.notes += gates.missing_notes(shared, sizes, self.settings.max_missing)
         one, other = align([baseline, test], ["the baseline", "these predictions"]).predictions
-        theirs = self.reference.weights if self.reference is not None else None
-        ways = (theirs or without_weights(self.judged.aggregate), self.judged.aggregate)
+        assert self.reference is not None
+        ways = ways_of(self.judged.aggregate, self.reference.aggregate)[::-1]
         views = [aggregate_members(side, way) for side, way in zip((one, other), ways, strict=True)]
         samples = [gates.samples_of(view, one.ids_N, one.classes) for view in views]
         registered = {self.metrics[name].key(): name for name in names}

@@ -14,10 +14,8 @@ from sve_cli.metrics.aggregate import aggregate as aggregate_members
 from sve_cli.recipe import EvaluateSpec
 from sve_cli.rundir import RunDir, write_text
 from sve_cli.workflows.evaluate import evaluate
-from sve_cli.workflows.gate_sides import Judged, judge_predictions, judge_run, same_classes
+from sve_cli.workflows.gate_sides import Judged, compared_by_default, judge_predictions, judge_run, same_classes
 from sve_cli.workflows.session import Log, run_recipe
-
-METRICS = ("accuracy", "nll", "brier", "ece")  # what a bare --baseline compares
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,7 @@ def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: G
         _same_samples(sides[0], side)
     tables = [side.report.addresses() for side in sides]
     keys = list(metrics) or [key for key, gate in (file.gates if file else {}).items() if gate.compares]
-    keys = keys or [key for name in METRICS if (key := _ece(name, sides[0].bins)) in tables[0]]
+    keys = keys or compared_by_default(sides[0])
     learned = gates.learn_all(tables, keys, quantile, file.gates if file else {})
     alike = [
         f"'{side.name}' gives the same numbers as '{sides[i].name}' in every metric: is it another evaluation?"
@@ -134,7 +132,3 @@ def _same_samples(first: Judged, other: Judged) -> None:
         )
     views = [gates.samples_of(aggregate_members(side), side.ids_N, side.classes) for side in (one, two)]
     gates.pair(views[0], views[1], GateSettings().max_missing)  # the same labels
-
-
-def _ece(name: str, bins: int) -> str:
-    return f"ece_top1_w{bins}" if name == "ece" else name

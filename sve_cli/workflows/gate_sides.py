@@ -21,8 +21,10 @@ from sve_cli.report import MetricValue, Report
 from sve_cli.rundir import RunDir
 from sve_cli.workflows.compare import open_system, other_evaluation
 from sve_cli.workflows.evaluate import build_report
+from sve_cli.workflows.stored import stored_posthoc
 
 REPORT_CONFIDENCE = 0.95
+COMPARED = ("accuracy", "nll", "brier", "ece_top1_w{bins}")  # where nothing says which metrics
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Reference:
     Attributes:
         values: values by address with intervals at `confidence`.
         exact: the report keys that `samples` give.
-        weights: the fitted weights of its members as an aggregate; None: they are averaged as on the judged side.
+        aggregate: how it was evaluated, with its fitted weights if it has some.
     """
 
     name: str
@@ -57,7 +59,7 @@ class Reference:
     confidence: float = REPORT_CONFIDENCE
     exact: Sequence[str] = ()
     temperature: Temperature | None = None
-    weights: str | None = None
+    aggregate: str = "probs"
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,9 +76,8 @@ def open_reference(path: Path, prob_columns: Sequence[str] = (), judged: Path | 
         return _open_json(path) if path.is_file() else None
     if path.is_dir():
         system = open_system(path, judged)
-        return Reference(
-            system.name, test=system.test, values=_run_values(path, judged), temperature=system.temperature, weights=system.weights
-        )
+        values = _run_values(path, judged)
+        return Reference(system.name, test=system.test, values=values, temperature=system.temperature, aggregate=system.aggregate)
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         return None
@@ -129,7 +130,7 @@ def judge_run(run: RunDir, evaluation: Path, report: Report, spec: EvaluateSpec)
     Raises:
         SveError: its files cannot be read.
     """
-    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    posthoc = stored_posthoc(evaluation)
     test = Predictions.load(evaluation / "predictions" / "test")
     return Judged(
         run.path.name, test, report, posthoc.how(spec.aggregate), spec.bins, spec.confidence, posthoc.temperature, folder=evaluation
@@ -149,6 +150,12 @@ def baseline_of(judged: Judged) -> Baseline:
         split=judged.test.split, model_digest=judged.test.model_digest, aggregate=judged.aggregate, bins=judged.bins,
         confidence=judged.confidence,
     )  # fmt: skip
+
+
+def compared_by_default(judged: Judged) -> list[str]:
+    """The report addresses that are compared where nothing says which: accuracy, NLL, Brier and ECE, as far as they are there."""
+    have = judged.report.addresses()
+    return [key for name in COMPARED if (key := name.format(bins=judged.bins)) in have]
 
 
 def same_classes(baseline: Predictions, test: Predictions) -> tuple[Predictions, Predictions]:

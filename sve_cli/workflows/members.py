@@ -12,6 +12,7 @@ from sve_cli.registry import METRICS
 from sve_cli.render import members as views
 from sve_cli.rundir import write_text
 from sve_cli.scoring import data_warnings
+from sve_cli.statistics import without_weights
 from sve_cli.workflows.compare import System
 
 
@@ -34,11 +35,12 @@ def members(
     for name in metrics:
         METRICS[name]
     test, sets = system.test, list(system.ood.values())
+    how = without_weights(system.aggregate)
     curves = member_curves(
-        test, sets, system.aggregate, system.bins, metrics, bootstrap, confidence, seed, lambda: step(1)
+        test, sets, how, system.bins, metrics, bootstrap, confidence, seed, lambda: step(1)
     )  # fmt: skip
     settings = {
-        "aggregate": system.aggregate, "bins": system.bins, "bootstrap": bootstrap, "confidence": confidence,
+        "aggregate": how, "bins": system.bins, "bootstrap": bootstrap, "confidence": confidence,
         "most subsets of a size": MOST_SUBSETS, "seed": seed,
     }  # fmt: skip
     return MemberCurves(

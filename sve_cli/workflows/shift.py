@@ -24,7 +24,6 @@ from sve_cli.json_text import to_json
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.metrics.base import Metric
 from sve_cli.metrics.intervals import measure
-from sve_cli.posthoc.state import Posthoc
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.recipe import EvaluateSpec, Recipe, digest
@@ -36,6 +35,7 @@ from sve_cli.shift import CONFIDENCE, Cell, Estimate, Kind, Scores, SecondSet, S
 from sve_cli.statistics import without_weights
 from sve_cli.workflows.session import MODALITY, Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.shift_cells import Cells
+from sve_cli.workflows.stored import stored_posthoc
 
 CLEAN = "clean"
 METRIC_NAMES = ("accuracy", "nll", "ece_top1_w15", "entropy_mean", "mutual_information_mean")
@@ -175,7 +175,7 @@ def _temperature(run: RunDir, recipe: Recipe) -> Temperature | None:
     """The temperature that an evaluation of the run fitted, with the recipe's way of averaging members."""
     for folder in run.evaluations():
         aggregated = read_json(folder / "report.json")["provenance"]["aggregate"]
-        posthoc = Posthoc.from_json((folder / "posthoc.json").read_text(encoding="utf-8"))
+        posthoc = stored_posthoc(folder)
         if aggregated == without_weights(recipe.evaluate.aggregate) and posthoc.temperature is not None:
             return posthoc.temperature
     return None

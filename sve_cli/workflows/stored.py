@@ -1,4 +1,4 @@
-"""Predictions that earlier evaluations of a run left behind."""
+"""What earlier evaluations of a run left behind: predictions, and what was fitted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import re
 from pathlib import Path
 
+from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, read_json
 from sve_cli.workflows.session import run_recipe
@@ -22,11 +23,16 @@ def saved_predictions(
     """
     for folder in run.evaluations():
         stem = folder / "predictions" / slug(name)
-        if stem.with_name(stem.name + ".safetensors").is_file() and batch_size in (None, _batch_size(run, folder)):
+        if stem.with_name(stem.name + ".safetensors").is_file() and (batch_size is None or batch_size == _batch_size(run, folder)):
             found = Predictions.load(stem)
             if found.model_digest == model_digest and not (features and found.features_MNF is None):
                 return found
     return None
+
+
+def stored_posthoc(evaluation: Path) -> Posthoc:
+    """What an evaluation fitted."""
+    return Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
 
 
 def _batch_size(run: RunDir, evaluation: Path) -> int:

@@ -148,3 +148,26 @@ def test_how_many_members(sve: Any, trained: Path, tmp_path: Path) -> None:
     sve.check_refuses("members", saying="no complete run")
     alone = changed(trained, tmp_path / "alone", lambda p: p.member(0))
     sve.check_refuses("members", alone, saying="have one member")
+
+
+def test_a_weighted_run_keeps_its_own_weights(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
+    """Its members' fitted weights are its own: no other side takes them, and none takes them from it."""
+    weighted = Path(shutil.copytree(noisy, tmp_path / "weighted"))
+    sve("evaluate", weighted, "--aggregate", "weighted")
+    report = max(weighted.glob("evaluations/*/report.json"), key=lambda path: path.stat().st_mtime)
+    stored = {row["key"]: row["metrics"] for row in json.loads(report.read_text())["rows"]}["ensemble"]["nll"]["value"]
+    plain = sve.json("compare", trained, noisy, *QUICK)["pairs"][0]["differences"]
+    for order, here, there in (((trained, weighted), "other", "reference"), ((weighted, trained), "reference", "other")):
+        found = sve.json("compare", *order, *QUICK)["pairs"][0]["differences"]
+        (row,) = [row for row in found if row["key"] == "nll"]
+        (unweighted,) = [row for row in plain if row["key"] == "nll"]
+        assert row[here] == pytest.approx(stored) and row[here] != unweighted["other"]
+        assert row[there] == pytest.approx(unweighted["reference"])
+    assert sve.json("members", weighted, "--bootstrap", 100)["settings"]["aggregate"] == "probs", "subsets have no weights"
+    gates = tmp_path / "gates.yaml"
+    gates.write_text("gates: {nll: {slack: 100}}\n")
+    for judged, baseline in ((weighted, trained), (trained, weighted)):
+        way = ("--aggregate", "weighted") if judged == weighted else ()
+        (check,) = sve.json("evaluate", judged, *way, "--gate", gates, "--baseline", baseline)["gate"]["checks"]
+        values = {weighted: stored, trained: unweighted["reference"]}
+        assert check["worsening"] == pytest.approx(values[judged] - values[baseline])

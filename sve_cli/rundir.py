@@ -169,6 +169,15 @@ class RunDir:
         return RunDir(path)
 
     @staticmethod
+    def given(path: Path | None) -> RunDir:
+        """The named run, else the newest finished one.
+
+        Raises:
+            SveError: there is none.
+        """
+        return RunDir.open(path) if path is not None else RunDir.newest(runs_root())
+
+    @staticmethod
     def newest(root: Path, complete: bool = True) -> RunDir:
         """The newest run below `root` (by creation), finished unless `complete` is False.
 

@@ -27,11 +27,11 @@ def diversity(
 ) -> None:
     """How unlike a run's members are, and whether they disagree most far from the training data."""
     from sve_cli.render.diversity import distance_table, measure_table, pair_table
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.diversity import diversity as measure
 
     console = Console(json_mode=as_json)
-    found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(run)
     console.say(f"Run: {found.path}")
     folder, result = measure(
         found, console, samples=samples, train_samples=train_samples, ood=name_list(ood), out=out, command=command_line()

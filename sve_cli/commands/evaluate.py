@@ -111,10 +111,10 @@ def evaluate_run(
     run: Path | None, ood: list[str], changes: dict[str, Any], console: Console, gates: GateOptions = NO_GATES
 ) -> None:
     """Evaluate a run's folder, show the report, and judge it where asked."""
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.evaluate import evaluate as evaluate_folder
 
-    found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(run)
     console.say(f"Run: {found.path}")
     folder, report = evaluate_folder(found, console, ood=ood, changes=changes, command=command_line())
     console.report(report)

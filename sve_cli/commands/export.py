@@ -83,11 +83,11 @@ def export(
     chosen, best = parse_members(members)
     size = parse_size(shard_size)
     from sve_cli.export import Options
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.export import export as export_run
 
     console = Console(json_mode=as_json)
-    found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(run)
     console.say(f"Run: {found.path}")
     options = Options(
         shard_size=size, with_basis=with_basis, rank=rank, serving_ranks=serving_ranks, graph_of=graph_of,

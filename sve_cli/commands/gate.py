@@ -34,7 +34,7 @@ def baseline(
 ) -> None:
     """Write the baseline file of a run or a predictions file: its values, and what pairing needs of each sample."""
     from sve_cli.recipe import EvaluateSpec
-    from sve_cli.rundir import RunDir, runs_root, write_text
+    from sve_cli.rundir import RunDir, write_text
     from sve_cli.workflows.evaluate import evaluate as evaluate_folder
     from sve_cli.workflows.gate_sides import baseline_of, judge_predictions
 
@@ -45,7 +45,7 @@ def baseline(
     if predictions is not None:
         judged = judge_predictions(predictions, EvaluateSpec(**changes), prob_columns=name_list(prob_columns))
     else:
-        found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+        found = RunDir.given(run)
         console.say(f"Run: {found.path}")
         folder, report = evaluate_folder(found, console, changes=changes)
         judged = evaluated_run(found, folder, report, changes)

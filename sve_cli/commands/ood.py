@@ -25,12 +25,12 @@ def ood(
     from sve_cli.registry import OOD_SCORES
     from sve_cli.render.decisions import group_tables
     from sve_cli.render.tables import ood_table
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.evaluate import evaluate, require_ood
     from sve_cli.workflows.session import run_recipe
 
     console = Console(json_mode=as_json)
-    found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(run)
     names = name_list(sets)
     groups = {name: group for group, given in (("near", near), ("far", far)) for name in name_list(given)}
     if both := sorted({*name_list(near)} & {*name_list(far)}):

@@ -33,14 +33,14 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Apply a run to new inputs: label, probabilities, uncertainty, and whether to answer, abstain, or call it foreign."""
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.predict import predict as predict_inputs
 
     console = Console(json_mode=as_json)
     if out is not None and out.suffix not in OUT_SUFFIXES:
         raise SveError(f"--out must end in {', '.join(OUT_SUFFIXES)}, not '{out.name}'.", "Rename it.")
     run, source = run_and_input(list(arguments or []), bool(text))
-    found = RunDir.open(Path(run)) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(Path(run) if run is not None else None)
     console.say(f"Run: {found.path}")
     answers = predict_inputs(found, console, source=source, texts=text or [])
     for rule in answers.rules:

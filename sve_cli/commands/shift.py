@@ -28,11 +28,11 @@ def shift(
 ) -> None:
     """What accuracy and calibration become on corrupted inputs. A command that was stopped goes on when it is repeated."""
     from sve_cli.render.shift import mean_table, set_table, subtitle
-    from sve_cli.rundir import RunDir, runs_root
+    from sve_cli.rundir import RunDir
     from sve_cli.workflows.shift import shift as measure
 
     console = Console(json_mode=as_json)
-    found = RunDir.open(run) if run is not None else RunDir.newest(runs_root())
+    found = RunDir.given(run)
     levels = [_severity(part) for part in name_list([severities])]
     console.say(f"Run: {found.path}")
     names = name_list(corruptions) or ["all"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,9 @@ from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded
 from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_constant
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
-from sve_cli.workflows.session import Log, Session
+from sve_cli.workflows.session import Session
 from sve_cli.workflows.stored import saved_predictions
-from sve_cli.workflows.train import read_checkpoint
+from sve_cli.workflows.train import LoopLog, read_checkpoint
 
 FOLDER = "distilled"
 SHARE = 0.1  # of the recipe's learning rates: the student starts near its end, at the mean of trained members (docs/distil.md)
@@ -231,30 +231,20 @@ def _fit(
             log.say(f"Going on at step {start} of {steps}.")
             advance(start)
         trainer = training.Trainer(
-            network, rows, selection, validate, spec, lr, session.recipe.seed, DistilLog(log, advance, start),
+            network, rows, selection, validate, spec, lr, session.recipe.seed, DistilLog(None, log, advance, start),
             training.Checkpointer(save, loaded), features if network.shares_features else None, objective,
         )  # fmt: skip
         return trainer.fit().best[0]
 
 
-class DistilLog:
+class DistilLog(LoopLog):
     """The loop's log: progress and one line an epoch."""
-
-    def __init__(self, log: Log, advance: Callable[..., None], start: int) -> None:
-        self.log, self.advance, self.seen = log, advance, start
-
-    def step(self, done: int, total: int, text: str) -> None:
-        self.advance(done - self.seen, text)
-        self.seen = done
 
     def epoch(self, record: dict[str, Any]) -> None:
         self.log.say(
             f"epoch {record['epoch']}, KL to the ensemble {record['validation_kl']:.4f}, "
             f"agreement {100 * record['validation_agreement']:.2f} % ({record['seconds']:.0f} s)"
         )
-
-    def warn(self, text: str) -> None:
-        self.log.warn(text)
 
 
 def distillation_rows(session: Session, settings: Settings) -> tuple[Samples, Encoded]:

@@ -24,7 +24,7 @@ from sve_cli.factors import ALGORITHM, FactorStore
 from sve_cli.ood.build import needs_features
 from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.state import Posthoc
-from sve_cli.prediction import as_predictions, batches_by_length, predict_logits
+from sve_cli.prediction import as_predictions, batches_by_length
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import Recipe, load_recipe_text
 from sve_cli.registry import METHODS, TASKS
@@ -123,8 +123,7 @@ class LoadedEnsemble:
         encoded = self._session.task.encode(samples)
         with_features = self._training is not None
         if execution == "merged" or with_features or (execution == "auto" and not self._batching_is_cheaper(encoded)):
-            size = batch_size or self._session.recipe.evaluate.batch_size
-            logits_MNC, features_MNF = self._merged(encoded, size, with_features)
+            logits_MNC, features_MNF = self._session.outputs(self._ensemble, encoded, "Predicting", with_features, batch_size)
         else:
             logits_MNC, features_MNF = self._batched(encoded, batch_size), None
         found = as_predictions(logits_MNC, samples, encoded, self.classes, self._digest)
@@ -149,18 +148,6 @@ class LoadedEnsemble:
             sets=sets,
             classes=self.classes,
         )
-
-    def _merged(self, encoded: Encoded, batch_size: int, features: bool) -> tuple[np.ndarray, np.ndarray | None]:
-        log, device = self._session.log, self._session.device
-        with log.progress(len(encoded) * self.n_members, "Predicting") as advance:
-            seen = 0
-
-            def progress(done: int) -> None:
-                nonlocal seen
-                advance(done - seen)
-                seen = done
-
-            return predict_logits(self._ensemble, encoded, batch_size, None, device, progress, features)
 
     def _batched(self, encoded: Encoded, batch_size: int | None) -> np.ndarray:
         size = max((batch_size or self._session.recipe.evaluate.batch_size) // self.n_members, 1)

@@ -67,6 +67,17 @@ class Silent:
         yield lambda n=1, text="": None
 
 
+def increments(advance: Callable[..., None], seen: int = 0) -> Callable[..., None]:
+    """`advance`, which takes what was done since, as a function of all that is done."""
+
+    def to(done: int, *text: str) -> None:
+        nonlocal seen
+        advance(done - seen, *text)
+        seen = done
+
+    return to
+
+
 @dataclass
 class Session:
     """A recipe with everything it names opened."""
@@ -190,19 +201,12 @@ class Session:
         return TrainingFeatures(features_MKF, drawn.labels_N, len(whole), model_digest)
 
     def outputs(
-        self, ensemble: Ensemble, encoded: Encoded, text: str, keep_features: bool = False
+        self, ensemble: Ensemble, encoded: Encoded, text: str, keep_features: bool = False, batch_size: int | None = None
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Logits (M, N, C) of every member and, if asked for, features (M, N, F), with progress."""
         with self.log.progress(len(encoded) * ensemble.n_members, text) as advance:
-            seen = 0
-
-            def progress(done: int) -> None:
-                nonlocal seen
-                advance(done - seen)
-                seen = done
-
-            batch = self.recipe.evaluate.batch_size
-            return predict_logits(ensemble, encoded, batch, None, self.device, progress, keep_features)
+            batch = batch_size or self.recipe.evaluate.batch_size
+            return predict_logits(ensemble, encoded, batch, None, self.device, increments(advance), keep_features)
 
     def base_ensemble(self) -> Ensemble | None:
         """The checkpoint as it is, as an ensemble of one; None when it has no usable head."""

@@ -18,7 +18,7 @@ from sve_cli.errors import SveError
 from sve_cli.prediction import as_predictions, predict_logits
 from sve_cli.predictions import Predictions
 from sve_cli.samples import Samples
-from sve_cli.workflows.session import Session
+from sve_cli.workflows.session import Session, increments
 from sve_cli.workflows.stored import slug
 
 FORMAT = "sve-shift-cells/1"  # changes when a corruption is computed in another way
@@ -56,15 +56,9 @@ class Cells:
             return Predictions.load(stem)
         samples = clean if made is None else made()
         encoded = self.session.task.encode(samples)
-        seen = 0
-
-        def progress(done: int) -> None:
-            nonlocal seen
-            advance(done - seen, name)
-            seen = done
-
+        onward = increments(advance)
         batch = self.session.recipe.evaluate.batch_size
-        logits_MNC, _ = predict_logits(self.ensemble, encoded, batch, None, self.session.device, progress)
+        logits_MNC, _ = predict_logits(self.ensemble, encoded, batch, None, self.session.device, lambda done: onward(done, name))
         found = as_predictions(logits_MNC, samples, encoded, self.ensemble.classes, self.trained)
         _save(found, stem)
         self.made += 1

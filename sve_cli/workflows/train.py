@@ -25,7 +25,7 @@ from sve_cli.report import Report
 from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
 from sve_cli.tasks.common import Encoded
 from sve_cli.workflows.evaluate import evaluate_session
-from sve_cli.workflows.session import Log, Session, Silent, environment, open_session
+from sve_cli.workflows.session import Log, Session, Silent, environment, increments, open_session
 
 LATEST = "latest.safetensors"
 
@@ -166,7 +166,7 @@ def _fit(session: Session, ensemble: Ensemble, run: RunDir, log: Log) -> trainin
     with log.progress(total, "Training") as advance:
         advance(start)
         loop_log = LoopLog(run, log, advance, start)
-        trainer = _trainer(session, ensemble, log, loop_log.advance, training.Checkpointer(save, loaded), loop_log)
+        trainer = _trainer(session, ensemble, log, advance, training.Checkpointer(save, loaded), loop_log)
         return trainer.fit()
 
 
@@ -250,11 +250,10 @@ class LoopLog:
     """The loop's log: progress to the console, epochs to history.jsonl."""
 
     def __init__(self, run: RunDir | None, log: Log, advance: Callable[..., None], start: int) -> None:
-        self.run, self.log, self.advance, self.seen = run, log, advance, start
+        self.run, self.log, self.onward = run, log, increments(advance, start)
 
     def step(self, done: int, total: int, text: str) -> None:
-        self.advance(done - self.seen, text)
-        self.seen = done
+        self.onward(done, text)
 
     def epoch(self, record: dict[str, Any]) -> None:
         if self.run is not None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sve_cli.backbone import Backbone, Head, Inputs, Late, LinearView, replace_module
 from sve_cli.errors import CheckpointError, NotExportable, SveError
 
-Role = Literal["sigma", "lora", "scale", "bias", "norm", "head", "backbone"]
+Role = Literal["sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone"]
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ METHODS = Registry(
         "lora_ensemble": "sve_cli.methods.lora_ensemble:LoraEnsemble",
         "svfit": "sve_cli.methods.svfit:SVFit",
         "sve_lora": "sve_cli.methods.sve_lora:SveLora",
+        "sve_band": "sve_cli.methods.sve_band:SveBand",
         "batch_ensemble": "sve_cli.methods.batch_ensemble:BatchEnsemble",
         "deep_ensemble": "sve_cli.methods.deep_ensemble:DeepEnsemble",
         "snapshot": "sve_cli.methods.snapshot:Snapshot",

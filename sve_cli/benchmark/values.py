@@ -18,7 +18,7 @@ TABLE_SCHEMA = "sve-bench/1"
 REFERENCE = "single"  # what costs are relative to
 # One member of these is trained exactly as `single` is, so that one search of learning rates serves all.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
-TRAINED = ("sigma", "lora", "scale", "bias", "norm", "head", "backbone")
+TRAINED = ("sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone")
 _HIGHER = ("accuracy", "macro_f1", "auroc_ood", "aupr_ood", "aupr_id")
 _NEUTRAL = ("entropy_mean", "expected_entropy_mean", "mutual_information_mean", "disagreement")
 

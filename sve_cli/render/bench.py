@@ -26,7 +26,9 @@ _COSTS = {
     "train_time": "Training time", "train_flops": "Training FLOPs", "predict_flops": "Prediction FLOPs",
     "latency_1": "Latency, batch 1", "latency_32": "Latency, batch 32",
 }  # fmt: skip
-_ROLES = {"sigma": "Σ", "lora": "LoRA", "scale": "Scales", "bias": "Biases", "norm": "Norms", "head": "Heads"}
+_ROLES = {
+    "sigma": "Σ", "band": "Bands", "lora": "LoRA", "scale": "Scales", "bias": "Biases", "norm": "Norms", "head": "Heads",
+}  # fmt: skip
 _PLOTS = {"train_time": "Training cost against NLL", "latency_32": "Prediction cost against NLL"}
 _SPACE = "\N{NO-BREAK SPACE}"
 

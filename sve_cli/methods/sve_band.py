@@ -1,0 +1,178 @@
+"""Singular values with a few entries beside the diagonal, at places of each member's own.
+
+Member m of a target is W_m = U (diag(max(s_m, 0)) + C_m) Vt. C_m has K cyclic off-diagonals: entry (r, (r + o) mod R) is
+c · sqrt(s_r s_(r + o)), o one of m K + 1 … m K + K (mod R - 1), so that no two members train the same entries while M K < R.
+Frozen singular vectors with a banded matrix between them are SVFT's (arXiv 2405.19597); a band for each member is this project's,
+to let members differ.
+Shapes: M members, N rows, O out, I in, R rank, K bands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sve_cli.backbone import Backbone, LinearView
+from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGroup, TaskView, swap_linears
+from sve_cli.errors import SveError
+from sve_cli.factors import Factors
+from sve_cli.methods import sve
+from sve_cli.methods.matrix import pick
+from sve_cli.recipe.spec import MethodSpec, doc
+
+
+@dataclass(frozen=True)
+class Params(sve.Params):
+    """Choices of the banded form: those of sve, except that every direction trains and the layer is computed factored."""
+
+    bands: int = doc("Off-diagonals a member trains in every target, K.", 1, low=1)
+    band_lr_scale: float = doc("Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ.", 1.0, above=0.0)
+
+
+def _halves(size: int, offset: int) -> Iterator[tuple[slice, slice]]:
+    """(places r, places r + offset mod size) as two pairs of slices."""
+    yield slice(0, size - offset), slice(offset, size)
+    yield slice(size - offset, size), slice(0, offset)
+
+
+class _Banded(torch.autograd.Function):
+    """y = (h ∘ gain + Σ_k shifted(h) ∘ c_k) Bᵀ with h = x Aᵀ, which is all that is kept besides the frozen factors."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Any) -> Tensor:
+        m, n, _ = x_MNI.shape
+        h_MNR = (x_MNI.reshape(m * n, -1) @ a_RI.t()).view(m, n, -1)
+        mixed = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
+        c = c_MKR.to(h_MNR.dtype)
+        for i, own in enumerate(offsets):
+            for k, offset in enumerate(own):
+                for to, source in _halves(h_MNR.shape[2], offset):
+                    mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to])
+        ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR)
+        ctx.offsets, ctx.x_dtype = offsets, x_MNI.dtype
+        return (mixed.view(m * n, -1) @ b_OR.t()).view(m, n, -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_MNR, gain_MR, c_MKR, a_RI, b_OR = ctx.saved_tensors
+        m, n, size = h_MNR.shape
+        dmixed_MNR = (grads[0].reshape(m * n, -1).to(b_OR.dtype) @ b_OR).view(m, n, -1)
+        exact = torch.promote_types(gain_MR.dtype, torch.float32)
+        dgain = (dmixed_MNR * h_MNR).sum(1, dtype=exact).to(gain_MR.dtype)
+        dh_MNR = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
+        dc_MKR, c = torch.empty_like(c_MKR), c_MKR.to(h_MNR.dtype)
+        for i, own in enumerate(ctx.offsets):
+            for k, offset in enumerate(own):
+                for to, source in _halves(size, offset):
+                    dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(0, dtype=exact)
+                    dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to])
+        dx = None
+        if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
+            dx = (dh_MNR.view(m * n, -1) @ a_RI).view(m, n, -1).to(ctx.x_dtype)
+        return dx, None, None, dgain, dc_MKR, None
+
+
+class BandedLinear(sve.SVELinear):
+    """One target: Σ's deviations as in sve, and c_MKR, zero at the start, so that every member starts where it would without.
+
+    Attributes:
+        unit_MKR: what an off-diagonal's 1 is in the factors: sqrt(s_r s_(r + o)), over what A and B carry of it; 0 where
+            either direction is negligible.
+    """
+
+    params: Params
+    unit_MKR: Tensor
+
+    def __init__(
+        self, view: LinearView, context: MemberContext, factors: Factors, params: Params, n_members: int, seed: int
+    ) -> None:
+        super().__init__(view, context, factors, params, n_members, seed)
+        bands = params.bands
+        if bands >= self.rank:
+            raise SveError(
+                f"method.params.bands is {bands}, but '{view.name}' has {self.rank} singular values.",
+                "Choose fewer bands, or leave the layer out.",
+            )
+        self.offsets = [[1 + (m * bands + k) % (self.rank - 1) for k in range(bands)] for m in range(n_members)]
+        self.register_buffer(
+            "unit_MKR", torch.stack([torch.stack([self._unit_R(o) for o in own]) for own in self.offsets]), persistent=False
+        )
+        self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank))
+
+    def _unit_R(self, offset: int) -> Tensor:
+        s_R, live_R = self.s_R.double(), self.live_R & self.live_R.roll(-offset)
+        carried_R = self.b_OR.double().norm(dim=0) * self.a_RI.double().norm(dim=1).roll(-offset)
+        unit_R = (s_R * s_R.roll(-offset)).sqrt() / torch.where(live_R, carried_R, 1.0)
+        return torch.where(live_R, unit_R, 0.0).float()
+
+    def bands_MKR(self, members: tuple[int, ...]) -> Tensor:
+        """The off-diagonals of these members, as factors of A's rows and B's columns."""
+        return pick(self.c_MKR, members) * pick(self.unit_MKR, members)
+
+    def forward_MNI(self, x_MNI: Tensor) -> Tensor:
+        members = self.context.members
+        a_RI, b_OR = self.frozen("a_RI"), self.frozen("b_OR")
+        offsets: Sequence[Sequence[int]] = [self.offsets[m] for m in members]
+        y_MNO: Tensor = _Banded.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, self.gain_MR(members), self.bands_MKR(members), offsets)
+        bias_MO = self.member_bias(members)
+        return y_MNO if bias_MO is None else y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
+
+    def _crossed(self, member: int, a_RI: Tensor) -> Tensor:
+        """Σ_k c_k ∘ shifted rows of A, or of a vector A z."""
+        c_KR = self.bands_MKR((member,))[0].detach().to(a_RI.dtype)
+        shape = (-1,) + (1,) * (a_RI.dim() - 1)
+        parts = [c_R.view(shape) * a_RI.roll(-offset, 0) for c_R, offset in zip(c_KR, self.offsets[member], strict=True)]
+        return torch.stack(parts).sum(0)
+
+    def merged(self, member: int) -> tuple[Tensor, Tensor | None]:
+        weight_OI, bias = super().merged(member)
+        with torch.no_grad():
+            return torch.addmm(weight_OI, self.b_OR, self._crossed(member, self.a_RI)), bias
+
+    def change(self, member: int, z_I: Tensor) -> Tensor:
+        with torch.no_grad():
+            a_RI, b_OR = self.a_RI.double(), self.b_OR.double()
+            return super().change(member, z_I) + b_OR @ self._crossed(member, a_RI @ z_I.double())
+
+    def directions(self, member: int) -> None:
+        return None  # an off-diagonal joins two directions: the largest |Δσ| are not the largest changes
+
+
+class SveBand:
+    """The method's registry entry."""
+
+    Params = Params
+
+    @staticmethod
+    def default_lr(params: Any) -> float:
+        """That of sve; the off-diagonals' is `band_lr_scale` times it."""
+        return sve.SVE.default_lr(params)
+
+    @staticmethod
+    def build(backbone: Backbone, task: TaskView, spec: MethodSpec, factors: FactorSource, params: Any, seed: int) -> Ensemble:
+        """See `Method.build`.
+
+        Raises:
+            SveError: a rank is given, another form than the factored one, or as many bands as a layer has singular values.
+        """
+        if params.rank is not None or params.rank_start is not None:
+            raise SveError(
+                "sve_band trains every direction, but method.params.rank is set.", "Remove rank and rank_start, or use sve."
+            )
+        if params.form not in ("auto", "factored"):
+            raise SveError(f"sve_band computes its layers factored, not {params.form}.", "Write form: auto.")
+        network = backbone.fresh()
+        context = MemberContext(tuple(range(spec.members)))
+        views = backbone.targets(spec, network)
+        factored = replace(params, form="factored")  # keeps the factors of every direction
+        swap_linears(
+            network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), factored, spec.members, seed)
+        )
+        ensemble = sve.finish(backbone, task, network, context, params, seed, {"targets": len(views), "bands": params.bands})
+        bands = {f"{x.view.name}.c_MKR": x.c_MKR for x in ensemble.member_linears() if isinstance(x, BandedLinear)}
+        ensemble.groups.append(ParameterGroup("band", bands, lr_scale=params.band_lr_scale))
+        return ensemble

@@ -1,0 +1,109 @@
+"""Off-diagonals beside Σ: the definition, entries of each member's own, gradients, what is refused.
+
+Shapes: M members, N rows, O out, I in, R rank, K bands.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sve_cli.errors import SveError
+from sve_cli.methods.sve_band import BandedLinear, _Banded
+
+
+def linears(built: Any) -> list[BandedLinear]:
+    return [linear for linear in built.ensemble.member_linears() if isinstance(linear, BandedLinear)]
+
+
+def between_RR(linear: BandedLinear, member: int) -> Tensor:
+    """The matrix between the singular vectors, read off a member's matrix, float64."""
+    a_RI, b_OR = linear.a_RI.double(), linear.b_OR.double()
+    return torch.linalg.pinv(b_OR) @ linear.merged(member)[0].double() @ torch.linalg.pinv(a_RI)
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_a_member_is_its_definition(lab: Any, bands: int) -> None:
+    built = lab.build("vit", "sve_band", params={"bands": bands, "sigma_init": 0.1})
+    built.fit()
+    for linear in linears(built):
+        s_R = linear.s_R.double()
+        a_RI, b_OR = linear.a_RI.double(), linear.b_OR.double()
+        left_OR, right_RI = b_OR / b_OR.norm(dim=0), a_RI / a_RI.norm(dim=1, keepdim=True)
+        for m in range(3):
+            middle_RR = torch.diag(s_R * (1 + linear.delta_MR[m].detach().double()))
+            for k in range(bands):
+                offset = 1 + m * bands + k
+                for r in range(len(s_R)):
+                    q = (r + offset) % len(s_R)
+                    middle_RR[r, q] += linear.c_MKR[m, k, r].detach().double() * (s_R[r] * s_R[q]).sqrt()
+            torch.testing.assert_close(linear.merged(m)[0].double(), left_OR @ middle_RR @ right_RI, atol=2e-5, rtol=1e-5)
+        assert float(linear.c_MKR.detach().abs().max()) > 1e-3
+    torch.testing.assert_close(built.training_logits(), torch.from_numpy(built.logits()), atol=3e-5, rtol=3e-5)
+
+
+def test_no_two_members_train_the_same_entries(lab: Any) -> None:
+    built = lab.build("bert", "sve_band", params={"bands": 2, "sigma_init": 0.0})
+    built.fit()
+    linear = linears(built)[0]
+    places = []
+    for m in range(3):
+        found_RR = between_RR(linear, m)
+        places.append({(r, q) for r, q in (found_RR.abs() > 1e-4).nonzero().tolist() if r != q})
+        assert len(places[-1]) > linear.rank
+    assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
+
+
+def test_the_gradients_are_those_of_finite_differences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 5, 6), (4, 6), (7, 4), (2, 4), (2, 2, 4))  # x, A, B, gain, c
+    arrays = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    for i in (0, 3, 4):
+        arrays[i].requires_grad_()
+    offsets = [[1, 2], [3, 1]]
+    assert torch.autograd.gradcheck(lambda *given: _Banded.apply(*given, offsets), arrays)
+    x_MNI, a_RI, b_OR, gain_MR, c_MKR = (t.detach() for t in arrays)
+    for m in range(2):
+        middle_RR = torch.diag(gain_MR[m])
+        for k, offset in enumerate(offsets[m]):
+            for r in range(4):
+                middle_RR[r, (r + offset) % 4] += c_MKR[m, k, r]
+        expected_NO = x_MNI[m] @ (b_OR @ middle_RR @ a_RI).T
+        torch.testing.assert_close(_Banded.apply(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets)[m], expected_NO)
+
+
+def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:
+    """Adam's first step is the learning rate, whatever the gradient's size."""
+    built = lab.build("bert", "sve_band", params={"band_lr_scale": 0.25, "sigma_init": 0.0}, n_train=8)
+    assert set(built.ensemble.parameter_table()) == {"sigma", "band", "bias", "head"}
+    assert not any(linear.c_MKR.any() for linear in linears(built))
+    built.fit(lr=1e-2, clip=None)
+    layer = linears(built)[0]
+    assert float(layer.delta_MR.detach().abs().max()) == pytest.approx(1e-2, rel=1e-3)
+    assert float(layer.c_MKR.detach().abs().max()) == pytest.approx(2.5e-3, rel=1e-3)
+
+
+def test_a_negligible_direction_is_left_alone(lab: Any) -> None:
+    built = lab.build("bert", "sve_band")
+    linear = linears(built)[0]
+    with torch.no_grad():
+        linear.s_R[-1] = 0.0
+        linear.live_R[-1] = False
+    unit_R = linear._unit_R(1)
+    assert unit_R[-1] == unit_R[-2] == 0.0 and bool((unit_R[:-2] > 0).all())
+
+
+@pytest.mark.parametrize(
+    ("params", "saying"),
+    [
+        ({"rank": 4}, "trains every direction"),
+        ({"form": "residual"}, "not residual"),
+        ({"bands": 400}, "bands is 400, but .* singular values"),
+    ],
+)
+def test_what_is_refused(lab: Any, params: dict[str, Any], saying: str) -> None:
+    with pytest.raises(SveError, match=saying):
+        lab.build("bert", "sve_band", params=params)

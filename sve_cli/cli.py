@@ -16,21 +16,7 @@ from typing import Annotated
 import typer
 
 from sve_cli import __version__
-from sve_cli.commands.bench import bench
-from sve_cli.commands.compare import compare
-from sve_cli.commands.decompose import decompose
-from sve_cli.commands.diversity import diversity
-from sve_cli.commands.evaluate import evaluate
-from sve_cli.commands.export import export
-from sve_cli.commands.gate import gate_app
-from sve_cli.commands.init import init_app
-from sve_cli.commands.members import members
-from sve_cli.commands.ood import ood
-from sve_cli.commands.predict import predict
-from sve_cli.commands.recipes import recipes_app
-from sve_cli.commands.shift import shift
-from sve_cli.commands.train import train
-from sve_cli.commands.transfer import transfer
+from sve_cli.commands.lazy import SETTINGS, LazyCommands
 from sve_cli.console import Console
 from sve_cli.errors import EXIT_CRASH, EXIT_OK, EXIT_USER, SveError
 
@@ -41,27 +27,11 @@ EXIT_TERMINATED = 143
 app = typer.Typer(
     name="sve",
     help="Turn a pretrained checkpoint into a calibrated Singular Value Ensemble.",
+    cls=LazyCommands,
     no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # rich's help costs a tenth of a second of every command
     context_settings={"help_option_names": ["-h", "--help"]},
+    **SETTINGS,
 )
-app.command()(decompose)
-app.command()(train)
-app.command()(evaluate)
-app.command()(ood)
-app.command()(shift)
-app.command()(predict)
-app.command()(diversity)
-app.command()(transfer)
-app.command()(compare)
-app.command()(members)
-app.command()(export)
-app.command()(bench)
-app.add_typer(recipes_app, name="recipes")
-app.add_typer(gate_app, name="gate")
-app.add_typer(init_app, name="init")
 
 
 def _version(value: bool) -> None:
@@ -114,6 +84,8 @@ def run(arguments: list[str]) -> int:
         if _debug():
             traceback.print_exc()
         console.error(error.message, error.hint)
+        if "--json" in arguments and error.exit_code == EXIT_USER:  # a failed check has printed its own document
+            console.json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
         return error.exit_code
     except Exception as error:  # the only broad handler: a crash is our bug, and says so
         return _crashed(error, console)

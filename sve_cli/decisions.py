@@ -106,13 +106,17 @@ def measure_decisions(
     spec: EvaluateSpec,
     seed: int = 0,
     training: TrainingFeatures | None = None,
+    view: Aggregated | None = None,
 ) -> list[Decision]:
     """What every fitted rule did on the test set, and on the OOD sets by name.
+
+    Args:
+        view: `test` aggregated, if it is there already.
 
     Raises:
         SveError: as `decide`.
     """
-    labelled = aggregate(test, spec.aggregate).labelled()
+    labelled = (aggregate(test, spec.aggregate) if view is None else view).labelled()
     found = []
     if posthoc.conformal is not None and labelled.n:
         found.append(_conformal(posthoc.conformal, labelled, spec, seed))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sve_cli.metrics.aggregate import Aggregated, aggregate
+from sve_cli.metrics.aggregate import Aggregated, aggregate, aggregate_each
 from sve_cli.metrics.base import weighted_mean
 from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.intervals import FEWEST, WORK, resampling_units, weight_blocks
@@ -34,6 +34,7 @@ def diagnose(
     spec: EvaluateSpec,
     *,
     view: Aggregated | None = None,
+    members: Sequence[Aggregated] = (),
     before: Predictions | None = None,
     training: TrainingFeatures | None = None,
     seed: int = 0,
@@ -44,7 +45,7 @@ def diagnose(
 
     Args:
         ood: OOD sets with their names.
-        view: `test` aggregated, if it is there already.
+        view, members: `test` and each of its members aggregated, if they are there already.
         before: predictions of the checkpoint before training.
     """
     view = aggregate(test, spec.aggregate) if view is None else view
@@ -54,8 +55,8 @@ def diagnose(
         known = test if labelled.n == test.n_samples else test.subset(test.labels_N != UNKNOWN_LABEL)
         found.append(_collapse(known, labelled, before, spec, seed))
         if test.n_members > 1:
-            members = [aggregate(known.member(m), spec.aggregate) for m in range(known.n_members)]
-            found += [_worse_calibrated(labelled, members, spec, seed), _agreeing(labelled, members, spec, seed)]
+            alone = [member.labelled() for member in members] or aggregate_each(known, spec.aggregate)
+            found += [_worse_calibrated(labelled, alone, spec, seed), _agreeing(labelled, alone, spec, seed)]
     scores = build_scores([name for name in spec.ood_scores if name != "max_probability"], training) if ood else []
     found += [_no_gain(name, test, other, scores, spec, seed) for name, other in ood if scores]
     return found

@@ -53,10 +53,12 @@ class ParameterGroup:
 
 @dataclass
 class MemberContext:
-    """Which members the next forward pass computes, and which one is merged into the weights (None: none)."""
+    """Which members the next forward pass computes, and which one is merged into the weights (None: none); in a training step
+    `draw` is what its random draws are keyed by: the seed and more."""
 
     members: tuple[int, ...]
     merged: int | None = None
+    draw: tuple[int, ...] | None = None
     called: set[str] = field(default_factory=set)
 
 

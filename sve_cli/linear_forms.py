@@ -8,6 +8,7 @@ directions only (K of the R; gain 1 elsewhere), A_KI and B_OK are the first rows
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -23,32 +24,42 @@ class _Factored(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None) -> Tensor:
         m, n, _ = x_MNI.shape
-        h_MNR = (x_MNI.reshape(m * n, -1) @ a_RI.t()).view(m, n, -1)
+        h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
         scaled = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        y_MNO = (scaled.view(m * n, -1) @ b_OR.t()).view(m, n, -1)
+        y_MNO = (_flat(scaled) @ b_OR.t()).view(m, n, -1)
         if bias_MO is not None:
             y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
         ctx.save_for_backward(h_MNR, gain_MR, a_RI, b_OR)
-        ctx.dtypes = (x_MNI.dtype, None if bias_MO is None else bias_MO.dtype)
+        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
         return y_MNO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         h_MNR, gain_MR, a_RI, b_OR = ctx.saved_tensors
-        dy_MNO = grads[0]
-        m, n, _ = dy_MNO.shape
-        x_dtype, bias_dtype = ctx.dtypes
-        dy = dy_MNO.reshape(m * n, -1).to(b_OR.dtype)
-        dh_MNR = (dy @ b_OR).view(m, n, -1)
-        dx = dgain = dbias = None
+        dy_MNO = grads[0].to(b_OR.dtype)
+        dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
+        dx = dgain = None
         if ctx.needs_input_grad[3]:
-            dgain = (dh_MNR * h_MNR).sum(1, dtype=torch.promote_types(gain_MR.dtype, torch.float32)).to(gain_MR.dtype)
-        if bias_dtype is not None and ctx.needs_input_grad[4]:
-            dbias = dy_MNO.sum(1, dtype=torch.promote_types(bias_dtype, torch.float32)).to(bias_dtype)
+            dgain = (dh_MNR * h_MNR).sum(1, dtype=_summed_in(gain_MR.dtype)).to(gain_MR.dtype)
         if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
             dh_MNR *= gain_MR.unsqueeze(1).to(dh_MNR.dtype)
-            dx = (dh_MNR.view(m * n, -1) @ a_RI).view(m, n, -1).to(x_dtype)
+            dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
+        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[4] else None
         return dx, None, None, dgain, dbias
+
+
+def _flat(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _summed_in(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _bias_gradient(dy_MNO: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """The gradient of biases (M, O), or of one (1, O) that all members share."""
+    dbias_MO = dy_MNO.sum(1, dtype=_summed_in(dtype))
+    return (dbias_MO if shape[0] == len(dbias_MO) else dbias_MO.sum(0, keepdim=True)).to(dtype)
 
 
 def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None = None) -> Tensor:
@@ -56,24 +67,133 @@ def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO
     return _Factored.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)
 
 
-def materialised(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, weight_OI: Tensor | None = None) -> Tensor:
-    """x (B diag(gain) A)ᵀ: builds each member's matrix first; pays with many rows on square layers.
+class _Materialised(torch.autograd.Function):
+    """y = x W_mᵀ + bias with W_m = B diag(gain) A, or W + B diag(gain - 1) A; Σ's gradient from all rows or from some.
 
-    `weight_OI`: W, where the factors are those of the largest directions only; then x (W + B diag(gain - 1) A)ᵀ.
+    It is the sum over rows of (x Aᵀ) ∘ (dy B), which either these two products give, or A dWᵀ B from dW = dyᵀ x: the cheaper.
     """
-    weight_MOI = (b_OR.unsqueeze(0) * (gain_MR if weight_OI is None else gain_MR - 1).unsqueeze(1).to(b_OR.dtype)) @ a_RI
-    if weight_OI is not None:
-        weight_MOI = weight_MOI + weight_OI.to(weight_MOI.dtype)
-    return torch.bmm(x_MNI.to(weight_MOI.dtype), weight_MOI.transpose(1, 2))
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, weight_OI: Tensor | None, bias_MO: Tensor | None,
+        rows_MK: Tensor | None, weight_K: float,
+    ) -> Tensor:  # fmt: skip
+        gain = (gain_MR if weight_OI is None else gain_MR - 1).to(b_OR.dtype)
+        weight_MOI = (b_OR.unsqueeze(0) * gain.unsqueeze(1)) @ a_RI
+        if weight_OI is not None:
+            weight_MOI += weight_OI.to(weight_MOI.dtype)
+        transposed = weight_MOI.transpose(1, 2)
+        if bias_MO is None:
+            y_MNO = torch.bmm(x_MNI, transposed)
+        else:
+            y_MNO = torch.baddbmm(bias_MO.unsqueeze(1).to(x_MNI.dtype), x_MNI, transposed)
+        ctx.save_for_backward(x_MNI if rows_MK is None else _taken(x_MNI, rows_MK), weight_MOI, a_RI, b_OR, rows_MK)
+        ctx.weight_K, ctx.gain_dtype = weight_K, gain_MR.dtype
+        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
+        return y_MNO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_MKI, weight_MOI, a_RI, b_OR, rows_MK = ctx.saved_tensors
+        dy_MNO = grads[0].to(b_OR.dtype)
+        dx = dgain = None
+        if ctx.needs_input_grad[0]:
+            dx = torch.bmm(dy_MNO, weight_MOI)
+        if ctx.needs_input_grad[3]:
+            dy_MKO = dy_MNO if rows_MK is None else _taken(dy_MNO, rows_MK)
+            dgain = (ctx.weight_K * _sigma_gradient(x_MKI, dy_MKO, a_RI, b_OR)).to(ctx.gain_dtype)
+        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[5] else None
+        return dx, None, None, dgain, None, dbias, None, None
 
 
-def residual(x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor) -> Tensor:
-    """x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ: exactly W at gain 1, whatever the precision of the basis; cheap with few directions."""
-    m, n, _ = x_MNI.shape
-    x = x_MNI.reshape(m * n, -1).to(a_RI.dtype)
-    h_MNR = (x @ a_RI.t()).view(m, n, -1)
-    scaled = h_MNR * (gain_MR - 1).unsqueeze(1).to(h_MNR.dtype)
-    return torch.addmm(x @ weight_OI.t().to(x.dtype), scaled.view(m * n, -1), b_OR.t()).view(m, n, -1)
+def _taken(x_MNI: Tensor, rows_MK: Tensor) -> Tensor:
+    """Each member's own rows, (M, K, I)."""
+    return torch.stack([x_NI[rows_K] for x_NI, rows_K in zip(x_MNI, rows_MK, strict=True)])
+
+
+def _sigma_gradient(x_MKI: Tensor, dy_MKO: Tensor, a_RI: Tensor, b_OR: Tensor) -> Tensor:
+    """The sum over rows of (x Aᵀ) ∘ (dy B), (M, R)."""
+    m, k, inner = x_MKI.shape
+    out, rank = b_OR.shape
+    dtype = _summed_in(b_OR.dtype)
+    by_rows, by_matrix = _gradient_flops(k, out, inner, rank)
+    if by_rows <= by_matrix:
+        h_MKR, dh_MKR = (_flat(x_MKI) @ a_RI.t()).view(m, k, -1), (_flat(dy_MKO) @ b_OR).view(m, k, -1)
+        return h_MKR.mul_(dh_MKR).sum(1, dtype=dtype)
+    dweight_MOI = torch.bmm(dy_MKO.transpose(1, 2), x_MKI)
+    return (_flat(dweight_MOI) @ a_RI.t()).view(m, out, rank).mul_(b_OR).sum(1, dtype=dtype)
+
+
+def materialised(
+    x_MNI: Tensor,
+    a_RI: Tensor,
+    b_OR: Tensor,
+    gain_MR: Tensor,
+    weight_OI: Tensor | None = None,
+    bias_MO: Tensor | None = None,
+    rows_MK: Tensor | None = None,
+    weight_K: float = 1.0,
+) -> Tensor:
+    """x (B diag(gain) A)ᵀ + bias: builds each member's matrix first; pays with many rows.
+
+    Args:
+        weight_OI: W, where the factors are those of the largest directions only; then x (W + B diag(gain - 1) A)ᵀ.
+        rows_MK: the rows that Σ's gradient is taken from; None: all.
+        weight_K: what each of them counts.
+    """
+    return _Materialised.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, weight_OI, bias_MO, rows_MK, weight_K)
+
+
+def drawn_rows(n_rows: int, share: float, generator: torch.Generator) -> Tensor:
+    """Rows (K,) for Σ's gradient: one of every 1/share (rounded) neighbours, the neighbourhoods shifted at random.
+
+    Every row is as likely as any other, so that the sum over them times n_rows / K has the sum over all rows as its mean.
+    """
+    each = min(round(1 / share), n_rows)
+    within = torch.randint(each, (n_rows // each,), generator=generator)
+    shift = torch.randint(n_rows, (1,), generator=generator)
+    return (torch.arange(len(within)) * each + within + shift) % n_rows
+
+
+class _Residual(torch.autograd.Function):
+    """y = x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ + bias. Keeps h = x Aᵀ only."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None
+    ) -> Tensor:
+        m, n, _ = x_MNI.shape
+        x, change = _flat(x_MNI), (gain_MR - 1).to(x_MNI.dtype)
+        h_MNR = (x @ a_RI.t()).view(m, n, -1)
+        y = x @ weight_OI.t()
+        y.addmm_(_flat(h_MNR * change.unsqueeze(1)), b_OR.t())
+        y_MNO = y.view(m, n, -1)
+        if bias_MO is not None:
+            y_MNO += bias_MO.unsqueeze(1).to(y.dtype)
+        ctx.save_for_backward(h_MNR, weight_OI, a_RI, b_OR, gain_MR)
+        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
+        return y_MNO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_MNR, weight_OI, a_RI, b_OR, gain_MR = ctx.saved_tensors
+        dy_MNO = grads[0].to(b_OR.dtype)
+        dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
+        dx = dgain = None
+        if ctx.needs_input_grad[4]:
+            dgain = (dh_MNR * h_MNR).sum(1, dtype=_summed_in(gain_MR.dtype)).to(gain_MR.dtype)
+        if ctx.needs_input_grad[0]:
+            dh_MNR *= (gain_MR - 1).to(dh_MNR.dtype).unsqueeze(1)
+            dx = (_flat(dy_MNO) @ weight_OI).addmm_(_flat(dh_MNR), a_RI).view(*dy_MNO.shape[:2], -1)
+        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[5] else None
+        return dx, None, None, None, dgain, dbias
+
+
+def residual(
+    x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None = None
+) -> Tensor:
+    """x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ + bias: exactly W at gain 1, in any precision of the basis; cheap with few directions."""
+    return _Residual.apply(x_MNI.to(a_RI.dtype), weight_OI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)
 
 
 def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor) -> Tensor:
@@ -81,27 +201,34 @@ def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor)
     return torch.addmm(weight_OI.float(), b_OR.float() * (gain_R.float() - 1), a_RI.float())
 
 
-def training_flops(form: Form, n_rows: int, out: int, inner: int, rank: int | None = None) -> float:
+def _gradient_flops(rows: float, out: int, inner: int, rank: int) -> tuple[float, float]:
+    """Multiply-adds of Σ's gradient from so many rows: by (x Aᵀ) ∘ (dy B), and by way of dyᵀ x."""
+    return rows * rank * (out + inner), rows * out * inner + rank * out * inner
+
+
+def training_flops(form: Form, n_rows: int, out: int, inner: int, rank: int | None = None, share: float = 1.0) -> float:
     """Multiply-adds of one member's forward and backward pass (input and Σ gradients) over `n_rows` rows.
 
     `rank`: how many of the largest directions train; None: all. The factored form always takes all.
+    `share`: of the rows that the materialised form takes Σ's gradient from; the others need them all anyway.
     """
     full = min(out, inner)
     k = full if rank is None else rank
-    if form == "materialised":  # forward, input gradient and weight gradient, plus building W and reducing its gradient
-        return 3.0 * n_rows * out * inner + 2.0 * out * k * inner
+    if form == "materialised":  # forward and input gradient, building W_m, Σ's gradient
+        return 2.0 * n_rows * out * inner + 1.0 * out * k * inner + min(_gradient_flops(share * n_rows, out, inner, k))
     if form == "factored":
         return 2.0 * n_rows * full * (out + inner)
     return 2.0 * n_rows * k * (out + inner) + 2.0 * n_rows * out * inner
 
 
-def cheapest(n_rows: int, out: int, inner: int, rank: int | None = None) -> Form:
+@lru_cache(maxsize=4096)
+def cheapest(n_rows: int, out: int, inner: int, rank: int | None = None, share: float = 1.0) -> Form:
     """The form with fewest multiply-adds for one member's `n_rows` rows, if it saves 5 % over the one named first.
 
     Order: factored (fewest passes over memory), residual (the cheapest with few directions, never with all), materialised.
     """
     best: Form = "factored"
     for form in RIVALS:
-        if training_flops(form, n_rows, out, inner, rank) < 0.95 * training_flops(best, n_rows, out, inner, rank):
+        if training_flops(form, n_rows, out, inner, rank, share) < 0.95 * training_flops(best, n_rows, out, inner, rank, share):
             best = form
     return best

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from sve_cli.allocator import kept_pages
 from sve_cli.ensemble import Ensemble
 from sve_cli.predictions import Predictions
 from sve_cli.samples import Samples
@@ -43,7 +44,7 @@ def predict_logits(
     logits_MNC = np.zeros((len(index), len(encoded), len(ensemble.classes)), dtype=np.float32)
     features_MNF = np.zeros((len(index), len(encoded), ensemble.backbone.feature_dim), dtype=np.float32) if keep_features else None
     passes = [index] if ensemble.shares_features else [[m] for m in index]
-    with torch.inference_mode():
+    with torch.inference_mode(), kept_pages():
         done = 0
         for group in passes:
             with ensemble.merged(group[0]):

@@ -15,7 +15,7 @@ from sve_cli.metrics.answers import right_and_wrong
 from sve_cli.metrics.base import Metric
 from sve_cli.metrics.bin_choices import bin_choices
 from sve_cli.metrics.binning import bin_index
-from sve_cli.metrics.intervals import measure
+from sve_cli.metrics.intervals import measure, resampling_units
 from sve_cli.metrics.per_class import per_class
 from sve_cli.metrics.risk_curve import risk_curve
 from sve_cli.metrics.slices import in_words, slices
@@ -47,6 +47,7 @@ def score(
     before: Predictions | None = None,
     seed: int = 0,
     view: Aggregated | None = None,
+    members: Sequence[Aggregated] = (),
 ) -> list[Row]:
     """Score the ensemble, and beside it the scaled ones, each member (when M > 1) and the checkpoint before training.
 
@@ -54,7 +55,7 @@ def score(
     labels are left out where no label is known, those that need label distributions where the data has none.
 
     Args:
-        view: `test` aggregated, if it is there already.
+        view, members: `test` and each of its members aggregated, if they are there already.
 
     Raises:
         SveError: logits that are not finite, or labels of options that do not exist.
@@ -68,8 +69,9 @@ def score(
     if vector is not None:
         rows.append(_row("vector", f"{title}, vector scaling", vector.apply(test), everything, spec, seed))
     if test.n_members > 1:
-        members = range(test.n_members)
-        rows += [_row(f"members.{m}", f"Member {m}", test.member(m), list(MEMBER_METRICS), spec, seed) for m in members]
+        for m in range(test.n_members):
+            alone = members[m] if members else None
+            rows.append(_row(f"members.{m}", f"Member {m}", test.member(m), list(MEMBER_METRICS), spec, seed, alone))
     if before is not None:
         rows.append(_row("before", "Before training", before, everything, spec, seed))
     return rows
@@ -124,7 +126,7 @@ def break_down(test: Predictions, spec: EvaluateSpec, seed: int = 0, view: Aggre
     sentence = in_words(parts)
     return Breakdown(
         bin_choices(view),
-        per_class(view, spec.bins, test.classes),
+        per_class(resampling_units(view, seed), spec.bins, test.classes),  # the view whose tables are there already
         parts,
         [sentence] if sentence else [],
         risk_curve(view, spec.confidence),

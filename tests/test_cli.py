@@ -145,3 +145,12 @@ def test_every_shipped_recipe_loads_and_fits_the_printed_schema(capsys: pytest.C
         assert recipe.recipe.method.members >= 1
         assert not list(validator.iter_errors(asdict(recipe.recipe))), name  # PyYAML would read 5e-3 as text
     assert list(validator.iter_errors({"model": {"name": "x"}}))
+
+
+def test_json_says_what_is_wrong_too(capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = ["evaluate", "--predictions", "nowhere.npz", "--vector"]
+    assert cli.run([*wrong, "--json"]) == 2
+    shown = capsys.readouterr()
+    document = json.loads(shown.out)
+    assert document["exit_code"] == 2 and "--vector" in document["error"] and document["hint"] and document["error"] in shown.err
+    assert cli.run(wrong) == 2 and capsys.readouterr().out == ""

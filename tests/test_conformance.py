@@ -109,7 +109,7 @@ def test_the_seed_decides_the_start(lab: Any, method: str, network: str) -> None
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(first[n], again[n]) for n in first)
     changed = {n for n in first if not torch.equal(first[n], other[n])}
-    zeros = ("heads.bias_MC", "B_MOR", "c_MKR", *(["delta_MR"] if method == "svfit" else []))  # B: LoRA's second factor; c: the bands
+    zeros = ("heads.bias_MC", "B_MOR", "c_MKR", *(["delta_MR"] if method == "svfit" else []))  # B: LoRA's second; c: bands
     assert changed == {n for n in first if not n.startswith("network.") and not n.endswith(zeros)}
 
 

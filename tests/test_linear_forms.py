@@ -15,7 +15,7 @@ from sve_cli.factors import decompose_weight, in_out
 SHAPES = [(7, 5), (5, 7), (6, 6)]  # (O, I)
 
 
-def setting(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
+def setting(shape: tuple[int, int], dtype: torch.dtype, rows: int = 4) -> tuple[Tensor, ...]:
     """x_MNI, W, A, B, gain_MR and bias_MO; in float64, A is orthogonal to float64 precision."""
     generator = torch.Generator().manual_seed(0)
     weight_OI = torch.randn(shape, generator=generator)
@@ -23,7 +23,7 @@ def setting(shape: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, ...]:
     if dtype == torch.float64:
         u_OR, s_R, a_RI = torch.linalg.svd(weight_OI.double(), full_matrices=False)
         weight_OI, b_OR = weight_OI.double(), u_OR * s_R
-    x_MNI = torch.randn((3, 4, shape[1]), generator=generator, dtype=dtype)
+    x_MNI = torch.randn((3, rows, shape[1]), generator=generator, dtype=dtype)
     gain_MR = torch.rand((3, min(shape)), generator=generator, dtype=dtype) * 2
     bias_MO = torch.randn((3, shape[0]), generator=generator, dtype=dtype)
     return x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO
@@ -39,19 +39,22 @@ def computed(form: str, x_MNI: Tensor, weight_OI: Tensor, a_RI: Tensor, b_OR: Te
     if form == "factored":
         return linear_forms.factored(x_MNI, a_RI, b_OR, gain_MR, bias_MO)
     if form == "materialised":
-        return linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR) + bias_MO.unsqueeze(1)
-    return linear_forms.residual(x_MNI, weight_OI, a_RI, b_OR, gain_MR) + bias_MO.unsqueeze(1)
+        return linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR, None, bias_MO)
+    if form == "merged":
+        return linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR, weight_OI, bias_MO)
+    return linear_forms.residual(x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("form", ["factored", "materialised", "residual"])
+@pytest.mark.parametrize("form", ["factored", "materialised", "merged", "residual"])
+@pytest.mark.parametrize("rows", [4, 20])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-5), (torch.float64, 1e-9)])
 def test_forms_and_their_gradients_are_the_definition(
-    shape: tuple[int, int], form: str, dtype: torch.dtype, tolerance: float
+    shape: tuple[int, int], form: str, rows: int, dtype: torch.dtype, tolerance: float
 ) -> None:
     results = []
-    for compute in (defined, lambda *a: computed(form, *a)):
-        x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO = setting(shape, dtype)
+    for compute in (defined, lambda *a: computed(form, *a)):  # by both routes of the materialised form's Σ gradient
+        x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO = setting(shape, dtype, rows)
         for tensor in (x_MNI, gain_MR, bias_MO):
             tensor.requires_grad_(True)
         y_MNO = compute(x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO)
@@ -61,7 +64,7 @@ def test_forms_and_their_gradients_are_the_definition(
         torch.testing.assert_close(got, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("form", ["factored", "materialised", "residual"])
+@pytest.mark.parametrize("form", ["factored", "materialised", "merged", "residual"])
 def test_gradients_by_finite_differences(form: str) -> None:
     x_MNI, weight_OI, a_RI, b_OR, gain_MR, bias_MO = setting((7, 5), torch.float64)
 
@@ -93,9 +96,13 @@ def test_merged_weight_is_the_definition(shape: tuple[int, int]) -> None:
 
 
 def test_the_cost_rule_counts_what_the_forms_multiply() -> None:
-    # Square d = 64, N rows: factored 2·N·64·128, materialised 3·N·64² + 2·64³: equal at N = 128.
+    # Square d = 64, N rows: factored 2·N·64·128, materialised 3·N·64² + 2·64³: equal at N = 128. Below N = 64 its Σ gradient comes
+    # from x Aᵀ and dy B, which takes 2·N·64² and not N·64² + 64³.
     assert linear_forms.training_flops("factored", 10, 64, 64) == 2 * 10 * 64 * 128
-    assert linear_forms.training_flops("materialised", 10, 64, 64) == 3 * 10 * 64**2 + 2 * 64**3
+    assert linear_forms.training_flops("materialised", 100, 64, 64) == 3 * 100 * 64**2 + 2 * 64**3
+    assert linear_forms.training_flops("materialised", 10, 64, 64) == 4 * 10 * 64**2 + 64**3
+    assert linear_forms.training_flops("materialised", 1000, 64, 64, 16) == 2500 * 64**2 + 16 * 64**2
+    assert linear_forms.training_flops("materialised", 1000, 64, 64, None, 0.25) == 2250 * 64**2 + 2 * 64**3
     assert linear_forms.training_flops("residual", 10, 64, 64) == 2 * 10 * 64 * 128 + 2 * 10 * 64**2
     assert linear_forms.cheapest(100, 64, 64) == "factored"
     assert linear_forms.cheapest(1000, 64, 64) == "materialised"

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.special import entr
+from threadpoolctl import threadpool_info
 
 from sve_cli.statistics import (
     bootstrap_counts,
+    entropies_of,
     grouped_sums,
     log_softmax,
     mean_log_probs,
+    one_blas_thread,
     percentile_interval,
     seeded,
     tie_groups,
@@ -68,3 +72,34 @@ def test_log_probabilities() -> None:
     assert np.exp(mean_log_probs(logits, mask, "probs")) == pytest.approx(np.array([[0.625, 0.375, 0.0]]))
     odds = np.sqrt(3)
     assert np.exp(mean_log_probs(logits, mask, "logits"))[0] == pytest.approx([odds / (1 + odds), 1 / (1 + odds), 0])
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0, 400.0])  # probabilities down to e-1500, which float64 does not hold
+@pytest.mark.parametrize("aggregate", ["probs", "weighted:0.7,0.0,0.3"])
+def test_the_mean_of_probabilities_whatever_their_size(aggregate: str, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    logits, mask = scale * rng.normal(size=(3, 40, 4)), np.arange(4) < rng.integers(2, 5, size=40)[:, None]
+    members = np.stack([log_softmax(one, mask) for one in logits])
+    shares = np.array([0.7, 0.0, 0.3]) if ":" in aggregate else np.full(3, 1 / 3)
+    with np.errstate(divide="ignore"):
+        expected = np.logaddexp.reduce(members + np.log(shares)[:, None, None], axis=0)
+    found = mean_log_probs(logits, mask, aggregate)
+    assert (np.isneginf(found) == ~mask).all()
+    np.testing.assert_allclose(found[mask], np.minimum(expected, 0.0)[mask], rtol=1e-13, atol=1e-14)
+
+
+def test_entropies_with_options_that_do_not_exist() -> None:
+    mask = np.arange(5) < np.array([5, 3, 1])[:, None]
+    logits = log_softmax(50 * np.random.default_rng(0).normal(size=(3, 5)), mask)
+    np.testing.assert_allclose(entropies_of(logits), entr(np.exp(logits)).sum(axis=1), atol=1e-15)
+    assert entropies_of(logits)[2] == 0.0
+
+
+def test_one_blas_thread_and_as_many_as_before_afterwards() -> None:
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+    before = threads()
+    with one_blas_thread():
+        assert set(threads()) == {1}
+    assert threads() == before

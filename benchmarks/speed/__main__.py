@@ -25,6 +25,7 @@ from benchmarks.speed.child import ROOT
 from benchmarks.speed.clock import TIMERS, clock_for
 from benchmarks.speed.tiers import Tier, context_of
 from benchmarks.speed.workloads import WORKLOADS, title, workload
+from sve_cli.allocator import kept_pages
 from sve_cli.rundir import read_json, write_json, write_text
 
 
@@ -45,7 +46,8 @@ def run_one(name: str, tier: Tier, store: Path, clock: str | None, seconds: floa
         return {**found, "load": {"start": start, "end": machine.load()}, "clock": context.clock}
     began = time.perf_counter()
     try:
-        found = workload(name)(context)
+        with kept_pages():  # for every contender, as `sve train` has it
+            found = workload(name)(context)
     except (RuntimeError, MemoryError) as error:
         traceback.print_exc()
         found = {"failed": str(error).splitlines()[0] if str(error) else type(error).__name__}
@@ -115,7 +117,8 @@ def check(stored: Path) -> int:
             start = machine.load()
             clock = clock_for(machine.is_busy(start, machine.describe()["cores"]))
             context = replace(context_of("short", Path(folder), clock), seconds=5.0)
-            found = workload("check")(context)
+            with kept_pages():
+                found = workload("check")(context)
         worse = document.compare(found, old)
     except document.BadDocument as error:
         sys.stderr.write(f"{error}\n")

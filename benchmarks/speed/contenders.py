@@ -23,7 +23,7 @@ from sve_cli.methods.full_networks import frozen_parameters
 from sve_cli.recipe.spec import MethodSpec, TrainSpec
 from sve_cli.registry import METHODS
 from sve_cli.tasks.common import tensor_to
-from sve_cli.training import Checkpointer, Trainer, training_precision
+from sve_cli.training import Checkpointer, Trainer, member_dropout, training_precision
 
 CLIP = 1.0
 RATE = 1e-5  # what is learned does not matter here; small, so that nothing diverges
@@ -87,15 +87,19 @@ class FullSteps:
     def __call__(self, turn: int) -> None:
         self.network.train()
         rows = self.bench.rows(turn)
-        for part in [np.concatenate(rows)] if self.joined else rows:
+        for member, part in enumerate([np.concatenate(rows)] if self.joined else rows):
             inputs = tensor_to(self.bench.encoded.batch(part), device())
-            with torch.autocast(device().type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            with member_dropout(0, (member,), (turn,)), _products_in(self.dtype):
                 features_BF = self.bench.backbone.features(self.network, inputs)
             loss = F.cross_entropy(self.head(features_BF.float()), _labels(self.bench, part))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self.parameters, CLIP, foreach=True)
             self.optimiser.step()
             self.optimiser.zero_grad(set_to_none=True)
+
+
+def _products_in(dtype: torch.dtype) -> Any:
+    return torch.autocast(device().type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _labels(bench: Bench, rows: np.ndarray) -> Tensor:
@@ -144,7 +148,7 @@ class PaperSteps:
             for layer in self.layers:
                 layer.member = member
             inputs = tensor_to(self.bench.encoded.batch(part), device())
-            with torch.autocast(device().type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            with member_dropout(0, (member,), (turn,)), _products_in(self.dtype):
                 features_BF = self.bench.backbone.features(self.network, inputs)
             loss = F.cross_entropy(self.heads[member](features_BF.float()), _labels(self.bench, part))
             loss.backward()

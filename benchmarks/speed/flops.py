@@ -20,6 +20,7 @@ from sve_cli.ensemble import MemberLinear
 from sve_cli.linear_forms import RIVALS, Form, training_flops
 from sve_cli.methods.lora_ensemble import LoraLinear
 from sve_cli.methods.sve import SVELinear
+from sve_cli.training import dropout
 
 FORMS: tuple[Form, ...] = ("factored", *RIVALS)
 
@@ -93,10 +94,30 @@ class _Attention(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.nn.functional.scaled_dot_product_attention:
-            query, key, value = (*args, *(kwargs or {}).values())[:3]
-            pairs = query.numel() // query.shape[-1] * key.shape[-2]
-            self.flops += 3 * 2.0 * pairs * (query.shape[-1] + value.shape[-1])
+            self.note(*(*args, *(kwargs or {}).values())[:3])
         return func(*args, **(kwargs or {}))
+
+    def note(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """One call."""
+        pairs = query.numel() // query.shape[-1] * key.shape[-2]
+        self.flops += 3 * 2.0 * pairs * (query.shape[-1] + value.shape[-1])
+
+
+@contextmanager
+def attention_calls() -> Iterator[_Attention]:
+    """Every call within: torch's, and with dropout that of `sve_cli.training`, which takes torch's place."""
+    counted, own = _Attention(), dropout.attention
+
+    def noted(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> Tensor:
+        counted.note(query, key, value)
+        return own(query, key, value, *rest)
+
+    dropout.attention = noted
+    try:
+        with counted:
+            yield counted
+    finally:
+        dropout.attention = own
 
 
 @dataclass(frozen=True)
@@ -117,7 +138,7 @@ class StepFlops:
 
 def step_flops(step: Callable[[], object], network: nn.Module) -> StepFlops:
     """Count one step."""
-    with linear_calls(network) as calls, _Attention() as attention, FlopCounterMode(display=False) as counter:
+    with linear_calls(network) as calls, attention_calls() as attention, FlopCounterMode(display=False) as counter:
         step()
     by_op = {str(op): n for op, n in counter.get_flop_counts().get("Global", {}).items()}
     fused = any("attention" in op for op in by_op)

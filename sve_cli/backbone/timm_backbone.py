@@ -65,13 +65,14 @@ class TimmBackbone(Backbone):
     def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         # One file whatever the shard size: timm reads no others.
-        write_weights(folder, model.state_dict(keep_vars=True), replace(writing or Writing(), shard_size=None))
-        self._write_config(folder, classes, model)
+        writing = replace(writing or Writing(), shard_size=None)
+        write_weights(folder, model.state_dict(keep_vars=True), writing)
+        self._write_config(folder, classes, model, writing.dtype)
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         self._write_config(folder, classes, self.network)
 
-    def _write_config(self, folder: Path, classes: list[str], model: nn.Module) -> None:
+    def _write_config(self, folder: Path, classes: list[str], model: nn.Module, dtype: torch.dtype | None = None) -> None:
         cfg = dict(self.network.pretrained_cfg)  # type: ignore[arg-type]
         keep = (
             "input_size",
@@ -94,6 +95,7 @@ class TimmBackbone(Backbone):
             "label_names": classes,
             "model_args": {**self.model_args, "num_classes": len(classes)},
             "pretrained_cfg": pretrained,
+            **({} if dtype is None else {"dtype": str(dtype).removeprefix("torch.")}),
         }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
 

@@ -123,10 +123,11 @@ class PooledEncoder(TransformersBackbone):
     def save(self, model: nn.Module, folder: Path, classes: list[str], writing: Writing | None = None) -> None:
         assert isinstance(model, nn.ModuleDict)
         folder.mkdir(parents=True, exist_ok=True)
-        self._save_network(model["encoder"], folder, classes, writing or Writing())
-        linear = model["head"]
+        writing, linear = writing or Writing(), model["head"]
         assert isinstance(linear, nn.Linear)
-        self.save_head(folder, Head(linear.weight.detach(), _bias(linear), classes))
+        self._save_network(model["encoder"], folder, classes, writing)
+        bias_C = None if linear.bias is None else writing.value(linear.bias)
+        self.save_head(folder, Head(writing.value(linear.weight), bias_C, classes))
 
     def save_head(self, folder: Path, head: Head) -> None:
         """Write pooling and head beside the encoder, as sentence-transformers lays them out."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from sve_cli.errors import CheckFailed
 from sve_cli.export.artifact import TOLERANCE
+from sve_cli.export.card_metadata import Results
 from sve_cli.metrics.accuracy import accuracy
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.metrics.ece import ece_top1
@@ -129,6 +130,22 @@ def _versus_lines(kind: str, other: str, found: Mapping[str, Any], n: int) -> li
         lines.append("| difference | " + " | ".join(f"{found['delta'][score]:+.4f}" for score in SCORES) + " |")
     same, kl = found["agreement"], found["mean_kl"]
     return [*lines, "", f"The same most probable class on {same:.1%} of them; mean KL from the {name} {kl:.2e} nats."]
+
+
+def results_of(certificate: Certificate) -> Results | None:
+    """The artifact's scores on the certificate's samples; None where it does not hold them, as they are a defined member's."""
+    rows: dict[str, dict[str, float]] = {}
+    for other, found in (("member", certificate.versus_member), ("ensemble", certificate.versus_ensemble)):
+        if found and found.get(certificate.kind):
+            rows |= {certificate.kind: found[certificate.kind], f"the full {other}" if other == "member" else other: found[other]}
+    if not rows:
+        return None
+    return Results(certificate.dataset, certificate.split, certificate.gaps.n, rows, definitions())
+
+
+def definitions() -> dict[str, str]:
+    """What the scores of a certificate are."""
+    return {key: metric.definition() for key, metric in SCORES.items()}
 
 
 def compare(live: Predictions, artifact: np.ndarray) -> Gaps:

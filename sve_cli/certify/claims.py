@@ -78,7 +78,23 @@ def _cut_sentence(artifact: Artifact) -> str:
     )
 
 
+def _rounded_sentence(artifact: Artifact) -> str:
+    whole = "the mean of the members" if artifact.member is None else f"member {artifact.member}"
+    return (
+        f"Compared with {whole} whose parameters were rounded to bfloat16, computed anew from its definition; both compute in "
+        "float32. Its numbers are neither the unrounded network's nor the ensemble's."
+    )
+
+
+ROUNDED = Claim(
+    lambda live, a: {"logits": live.rounded(a.member)},
+    _rounded_sentence,
+    lambda live, a: {"logits": live.rounded(a.member, trained=False)},
+)
+
 CLAIMS: dict[str, Claim] = {
+    "member_bf16": ROUNDED,
+    "averaged_bf16": ROUNDED,
     "member": Claim(
         lambda live, a: {"logits": live.member(_one(a))}, _member_sentence, lambda live, a: {"logits": live.base(_one(a))}
     ),

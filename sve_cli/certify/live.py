@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sve_cli.backbone import Head
+from sve_cli.backbone.weights import round_parameters
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import NotExportable
 from sve_cli.export.artifact import LiveOutputs
@@ -49,6 +51,21 @@ class Live:
 
         For singular values this is the mean Σ (a member's matrix is linear in it); no code is shared with `averaged_model`.
         """
+        network, head = self._mean()
+        return self._with_head(self._features(network), head)
+
+    def rounded(self, m: int | None, trained: bool = True) -> np.ndarray:
+        """Logits (N, C) of member m (None: the mean member) with every parameter rounded to bfloat16, computed in float32.
+
+        Args:
+            trained: False: of the untrained network with that head.
+        """
+        network, head = self._mean() if m is None else (self.ensemble.member_network(m), self._head(m))
+        network = round_parameters(network if trained else self.ensemble.backbone.fresh(), torch.bfloat16)
+        bias_C = None if head.bias_C is None else head.bias_C.bfloat16()
+        return self._with_head(self._features(network.float()), Head(head.weight_CF.bfloat16(), bias_C, head.classes))
+
+    def _mean(self) -> tuple[nn.Module, Head]:
         members = range(self.ensemble.n_members)
         network = self.ensemble.backbone.fresh(share=False)
         mean: dict[str, Tensor] = {}
@@ -63,7 +80,7 @@ class Live:
         heads = self.ensemble.heads
         weight_CF = heads.weight_MCF.detach().double().mean(0).float()
         bias_C = None if heads.bias_MC is None else heads.bias_MC.detach().double().mean(0).float()
-        return self._with_head(self._features(network), weight_CF, bias_C)
+        return network, Head(weight_CF, bias_C, self.ensemble.classes)
 
     def member_cut(self, m: int, ranks: Mapping[str, int]) -> np.ndarray:
         """Logits (N, C) of member m, of whose change of each layer only the `ranks[layer]` largest |s_m - S| are kept.
@@ -85,8 +102,7 @@ class Live:
                 weight_OI = linear.weight_OI.double() + (b_OK * (gain_R[kept].double() - 1)) @ a_KI
             module = network.get_submodule(linear.view.name)
             module.weight = nn.Parameter(linear.view.to_native(weight_OI.float()), requires_grad=False)
-        head = self.ensemble.heads.head(m, self.ensemble.classes)
-        return self._with_head(self._features(network), head.weight_CF, head.bias_C)
+        return self._with_head(self._features(network), self._head(m))
 
     def of(self, function: LiveOutputs | None) -> dict[str, np.ndarray]:
         """Outputs by name of a live object that is no part of the ensemble, a function of the network's inputs."""
@@ -97,8 +113,10 @@ class Live:
 
     def base(self, m: int | None) -> np.ndarray:
         """Logits (N, C) of the untrained network with member m's head (None: with the mean head)."""
-        head = self.ensemble.averaged_head() if m is None else self.ensemble.heads.head(m, self.ensemble.classes)
-        return self._with_head(self.base_features(), head.weight_CF, head.bias_C)
+        return self._with_head(self.base_features(), self.ensemble.averaged_head() if m is None else self._head(m))
+
+    def _head(self, m: int) -> Head:
+        return self.ensemble.heads.head(m, self.ensemble.classes)
 
     def predictions(self, logits_MNC: np.ndarray) -> Predictions:
         """Logits with the samples' labels and options."""
@@ -124,6 +142,7 @@ class Live:
         return tensor_to(self.encoded.batch(rows), self.device)
 
     @staticmethod
-    def _with_head(features_NF: Tensor, weight_CF: Tensor, bias_C: Tensor | None) -> np.ndarray:
+    def _with_head(features_NF: Tensor, head: Head) -> np.ndarray:
+        bias_C = None if head.bias_C is None else head.bias_C.float()
         with torch.inference_mode():
-            return torch.nn.functional.linear(features_NF.float(), weight_CF.float(), bias_C).float().cpu().numpy()
+            return torch.nn.functional.linear(features_NF.float(), head.weight_CF.float(), bias_C).float().cpu().numpy()

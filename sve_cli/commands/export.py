@@ -14,6 +14,7 @@ from sve_cli.console import Console
 from sve_cli.errors import CheckFailed, SveError
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+ALIASES = {"bf16": "bfloat16", "fp32": "float32"}
 TARGETS = (
     "merged (one checkpoint per member), averaged (one), adapter (all members in one small file), distilled, "
     "lora (one PEFT adapter per member), onnx and torch_export (one graph)"
@@ -36,6 +37,9 @@ ShardSize = Annotated[
 WithBasis = Annotated[
     bool, typer.Option("--with-basis", help="adapter: store the singular vectors too, so that loading computes nothing.")
 ]
+Dtype = Annotated[
+    str, typer.Option("--dtype", help="merged, averaged: store weights as float32 or bfloat16 (half the size, rounded).")
+]
 Rank = Annotated[
     str,
     typer.Option(
@@ -50,6 +54,15 @@ ServingRanks = Annotated[
 GraphOf = Annotated[
     str, typer.Option("--graph-of", help="onnx, torch_export: ensemble, averaged or members (one folder a member).")
 ]
+Push = Annotated[
+    str | None,
+    typer.Option(
+        "--push",
+        help="Upload what was certified to the Hugging Face hub: USER/NAME; several folders go to USER/NAME-<folder>. With "
+        "--verify: that folder.",
+    ),
+]
+Public = Annotated[bool, typer.Option("--public", help="--push: make new repositories public; default: private.")]
 Verify = Annotated[
     Path | None,
     typer.Option("--verify", help="Export nothing: check that the files of this exported folder are those that were certified."),
@@ -63,6 +76,7 @@ def export(
     members: Members = None,
     shard_size: ShardSize = None,
     with_basis: WithBasis = False,
+    dtype: Dtype = "float32",
     rank: Rank = "energy:0.95",
     serving_ranks: ServingRanks = False,
     graph_of: GraphOf = "ensemble",
@@ -71,12 +85,20 @@ def export(
     distil_rows: distil_options.Rows = None,
     unlabelled: distil_options.Unlabelled = None,
     single: distil_options.Single = None,
+    push: Push = None,
+    public: Public = False,
     verify: Verify = None,
     as_json: Json = False,
 ) -> None:
     """Write certified artifacts for the libraries' own loaders. Each is reloaded in a fresh process and compared."""
+    if public and push is None:
+        raise SveError("--public says how --push uploads, and nothing is pushed.", "Add --push USER/NAME.")
+    if push is not None:
+        from sve_cli.workflows.push import require_pushable
+
+        require_pushable(push)
     if verify is not None:
-        return _verify(verify, as_json)
+        return _verify(verify, push, public, as_json)
     targets = name_list(to)
     if not targets:
         raise SveError("No export target is named.", f"Use --to with {TARGETS}; several are separated by commas.")
@@ -90,15 +112,23 @@ def export(
     found = RunDir.given(run)
     console.say(f"Run: {found.path}")
     options = Options(
-        shard_size=size, with_basis=with_basis, rank=rank, serving_ranks=serving_ranks, graph_of=graph_of,
-        distil_epochs=distil_epochs, distil_lr=distil_lr, distil_rows=distil_rows, unlabelled=tuple(name_list(unlabelled)),
-        single=single,
+        shard_size=size, with_basis=with_basis, dtype=ALIASES.get(dtype, dtype), rank=rank, serving_ranks=serving_ranks,
+        graph_of=graph_of, distil_epochs=distil_epochs, distil_lr=distil_lr, distil_rows=distil_rows,
+        unlabelled=tuple(name_list(unlabelled)), single=single,
     )  # fmt: skip
     results = export_run(found, targets, console, out=out, members=chosen, best=best, options=options, command=command_line())
     _show(console, results, as_json)
+    if push is not None:
+        _push([artifact.path for artifact, _ in results], push, console, public)
 
 
-def _verify(folder: Path, as_json: bool) -> None:
+def _push(folders: list[Path], repository: str, console: Console, public: bool) -> None:
+    from sve_cli.workflows.push import push
+
+    push(folders, repository, console, public)
+
+
+def _verify(folder: Path, repository: str | None, public: bool, as_json: bool) -> None:
     from sve_cli.certify.verify import verify
 
     console = Console(json_mode=as_json)
@@ -113,6 +143,8 @@ def _verify(folder: Path, as_json: bool) -> None:
     )
     if as_json:
         console.json({"intact": True, **certificate})
+    if repository is not None:
+        _push([folder], repository, console, public)
 
 
 def _show(console: Console, results: list[tuple[Any, Any]], as_json: bool) -> None:

@@ -25,8 +25,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sve_cli.ensemble import Ensemble, keyed_generator
-from sve_cli.errors import CheckFailed, CheckpointError, NotExportable
+from sve_cli.errors import CheckpointError, NotExportable
 from sve_cli.export.artifact import Artifact, Source, Target, write_card
+from sve_cli.export.card import base_name
+from sve_cli.export.complete import refuse_pickled, require_files
 from sve_cli.factors import ALGORITHM, Factors
 from sve_cli.factors.decomposition import side_of, weight_key
 from sve_cli.recipe import Recipe, to_yaml
@@ -52,7 +54,7 @@ def export_adapter(source: Source, folder: Path) -> list[Artifact]:
             "Use --to merged.",
         )
     place = folder / "adapter"
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     tensors = {STATE + name: tensor.cpu() for name, tensor in ensemble.state().items()}
     tensors |= {PROBE + name: probe.float() for name, probe in probes(ensemble).items()}
     if source.options.with_basis:
@@ -78,11 +80,6 @@ def export_adapter(source: Source, folder: Path) -> list[Artifact]:
     )
     write_card(source, artifact, what, _usage(recipe))
     return [artifact]
-
-
-def base_name(name: str) -> str:
-    """What an adapter calls its checkpoint: a hub id as it is, of a local path the last part."""
-    return Path(name).name if Path(name).expanduser().exists() else name
 
 
 def _public(recipe: Recipe) -> Recipe:
@@ -208,14 +205,10 @@ def document_digest(document: Mapping[str, Any]) -> str:
 
 
 def check(folder: Path, text: bool) -> None:
-    """Refuse an export that lacks a file.
-
-    Raises:
-        CheckFailed: naming it.
-    """
-    for name in (CONFIG, TENSORS):
-        if not (folder / name).is_file():
-            raise CheckFailed(f"The export '{folder.name}' lacks {name}.")
+    """Refuse an export that lacks a file, or holds a pickled one; see `require_files`."""
+    refuse_pickled(folder)
+    require_files(folder, (CONFIG, TENSORS))
 
 
-TARGET = Target(lambda source: ["adapter"], export_adapter, check)
+FLOAT32 = "its members are rebuilt on top of the checkpoint and checked to 1e-4, and it is small as it is."
+TARGET = Target(lambda members, options: ["adapter"], export_adapter, check, float32_because=FLOAT32, entry=CONFIG)

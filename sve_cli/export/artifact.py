@@ -6,11 +6,12 @@ Shapes: N samples, C classes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Inputs, Late, Writing
@@ -22,7 +23,13 @@ from sve_cli.recipe import Recipe
 
 CARD = "README.md"
 TOLERANCE = 1e-4  # largest logit gap in float32
-TOLERANCE_BF16 = 2e-2
+TOLERANCE_BF16 = 2e-2  # against the same object with its parameters rounded to bfloat16
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # --dtype -> what parameters are rounded to
+
+ROUNDED = (
+    " Its parameters are rounded to bfloat16, half the size. What the rounding costs is below, computed in float32; computed in "
+    "bfloat16, which is what transformers does with such a checkpoint unless told otherwise, single logits differ by more."
+)
 
 LiveOutputs = Callable[[Inputs], Mapping[str, Tensor]]
 
@@ -63,6 +70,7 @@ class Options:
     Attributes:
         shard_size: largest size of a weight file in bytes; None: one file.
         with_basis: adapter only: store the factors too.
+        dtype: merged and averaged only: what weights are stored as, a key of `DTYPES`.
         rank: lora only: K, energy:SHARE, fidelity:GAP or full; see `export.lora_ranks`.
         serving_ranks: lora only: one rank for all layers, of those that serving engines take.
         graph_of: onnx and torch_export only: "ensemble", "averaged" or "members".
@@ -74,6 +82,7 @@ class Options:
 
     shard_size: int | None = None
     with_basis: bool = False
+    dtype: str = "float32"
     rank: str = "energy:0.95"
     serving_ranks: bool = False
     graph_of: str = "ensemble"
@@ -98,6 +107,7 @@ class Source:
         aggregate: how that evaluation takes the members together, as `evaluate.aggregate`.
         example: a few real inputs as the network gets them, for tracing and for measuring.
         factors: where decompositions come from, for a target that stores them.
+        results: an artifact -> its scores on the test split for its card; None where they are not known.
         prepared: target -> what `workflows.export` made for it before (a distilled network, say).
     """
 
@@ -111,6 +121,7 @@ class Source:
     example: Callable[[], Inputs] | None = None
     factors: FactorSource | None = None
     prepared: Mapping[str, Any] = field(default_factory=dict)
+    results: Callable[[Artifact], Any] = lambda artifact: None
 
     def require_recipe(self, target: str) -> Recipe:
         """The run's recipe.
@@ -128,25 +139,37 @@ class Target:
     """An export target, as `registry.EXPORTERS` names it.
 
     Attributes:
-        names: the folders that `write` will make below the export's folder; known before any work.
+        names: (members, options): the folders that `write` will make below the export's folder, known before any work; refuses
+            options that mean nothing, and packages that are not installed.
         write: writes them and says what they claim to be; raises NotExportable where this ensemble has no such artifact.
         check: (folder, text): refuses a folder that lacks what its loader needs, before it is opened.
         per_member: whether it writes one folder for each member asked for.
+        float32_because: why it stores nothing narrower, as a sentence that follows "The target … is float32 only: "; "": it does.
+        entry: the file of a folder without which no loader opens it; `write` finds the folders made, and nothing else in them.
     """
 
-    names: Callable[[Source], list[str]]
+    names: Callable[[Sequence[int], Options], list[str]]
     write: Callable[[Source, Path], list[Artifact]]
     check: Callable[[Path, bool], None] = require_complete
     per_member: bool = False
+    float32_because: str = ""
+    entry: str = "config.json"
 
 
 def write_checkpoint(source: Source, make: Callable[[], nn.Module], artifact: Artifact, what: str) -> Artifact:
-    """Write the plain network that `make` gives as a complete checkpoint, layer by layer, with its card."""
-    ensemble = source.ensemble
+    """Write the plain network that `make` gives as a complete checkpoint, layer by layer, with its card.
+
+    With --dtype bfloat16 it claims to be the rounded network, and is shown beside what it was rounded from.
+    """
+    ensemble, dtype = source.ensemble, DTYPES[source.options.dtype]
+    if dtype is not None:
+        artifact = replace(artifact, claim=f"{artifact.claim}_bf16", tolerance=TOLERANCE_BF16, facts={"dtype": "bfloat16"})
+        artifact = replace(artifact, versus=artifact.versus or ("member",))
+        what += ROUNDED
     late: Late = {}
     ensemble.late = late
     try:
-        ensemble.backbone.save(make(), artifact.path, ensemble.classes, Writing(late, source.options.shard_size))
+        ensemble.backbone.save(make(), artifact.path, ensemble.classes, Writing(late, source.options.shard_size, dtype))
     finally:
         ensemble.late = None
     write_card(source, artifact, what)

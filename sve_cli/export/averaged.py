@@ -23,4 +23,4 @@ def export_averaged(source: Source, folder: Path) -> list[Artifact]:
     return [write_checkpoint(source, ensemble.averaged_model, artifact, what)]
 
 
-TARGET = Target(lambda source: ["averaged"], export_averaged)
+TARGET = Target(lambda members, options: ["averaged"], export_averaged)

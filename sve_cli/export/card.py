@@ -1,4 +1,4 @@
-"""The card of an artifact: what it is, what it is not, how to load it."""
+"""The text of an artifact's card: what it is, what it is not, how to load it. The rest is in `card_metadata`."""
 
 from __future__ import annotations
 
@@ -10,21 +10,13 @@ from sve_cli.ensemble import Ensemble
 
 def card(ensemble: Ensemble, title: str, what: str, code: str | None = None) -> str:
     """The model card: what this is, what it is not, how to load it (`code`; default: by its library)."""
-    name = ensemble.backbone.spec.name
-    local = Path(name).expanduser().exists()
-    base = Path(name).name if local else name  # where a folder lies here is nobody else's business
-    metadata = f"library_name: {ensemble.backbone.library}" + ("" if local or "/" not in name else f"\nbase_model: {name}")
     shown = ", ".join(ensemble.classes[:20]) + (f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else "")
     code = code or usage(ensemble.backbone)
-    return f"""---
-{metadata}
----
-
-# {title}
+    return f"""# {title}
 
 {what}
 
-Made from the checkpoint `{base}` with {ensemble.n_members} members. Classes: {shown}.
+Made from the checkpoint `{base_name(ensemble.backbone.spec.name)}` with {ensemble.n_members} members. Classes: {shown}.
 
 ## How to load it
 
@@ -32,6 +24,11 @@ Made from the checkpoint `{base}` with {ensemble.n_members} members. Classes: {s
 {code}
 ```
 """
+
+
+def base_name(name: str) -> str:
+    """What a checkpoint is called: a hub id as it is, of a local path the last part, as its place is nobody else's business."""
+    return Path(name).name if Path(name).expanduser().exists() else name
 
 
 def usage(backbone: Backbone) -> str:

@@ -1,7 +1,7 @@
 """Target `distilled`: one plain checkpoint with the ensemble's calibrated mean, and its uncertainty from one output more.
 
 `workflows.distil` trains the network; this writes it. The folder is an ordinary checkpoint with C logits. `evidence.safetensors`
-beside it holds the log-precision's weight (F,) and bias (1,) on the features that its last linear layer reads.
+beside it holds weight (1,) and bias (1,) of the log-precision on log(entropy + 1e-3), entropy of the class probabilities in nats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sve_cli.backbone import Backbone
 from sve_cli.errors import CheckFailed, NotExportable
 from sve_cli.export.artifact import Artifact, LiveOutputs, Source, Target, write_card
 from sve_cli.export.card import usage
-from sve_cli.export.complete import REPORT, require_complete
+from sve_cli.export.complete import REPORT, require_complete, require_files
 
 EVIDENCE = "evidence.safetensors"
 
@@ -28,7 +28,7 @@ class TrainedStudent(Protocol):
         """The library's own classifier with C logits."""
 
     def evidence(self) -> dict[str, Tensor]:
-        """weight (F,) and bias (1,) of the log-precision."""
+        """weight (1,) and bias (1,) of the log-precision."""
 
 
 class Prepared(Protocol):
@@ -69,47 +69,27 @@ def write_student(backbone: Backbone, student: TrainedStudent, folder: Path, cla
     backbone.save(student.model(), folder, classes)
     evidence = {name: tensor.float().cpu().contiguous() for name, tensor in student.evidence().items()}
     # One key: safetensors writes several in random order, and the same network must give the same bytes.
-    meta = {"format": f"sve-evidence/1, log-precision from the {backbone.feature_dim} features before the last linear layer"}
+    meta = {"format": "sve-evidence/2, log-precision = weight log(entropy in nats + 1e-3) + bias"}
     save_file(evidence, folder / EVIDENCE, meta)
 
 
 def evidence_usage(backbone: Backbone) -> str:
-    """Lines of Python that follow those of `card.usage`: features, then entropy and mutual information."""
-    if backbone.library == "timm":
-        features = (
-            'pixels = transform(Image.open("image.png").convert("RGB")).unsqueeze(0)\n'
-            "with torch.inference_mode():\n"
-            "    features = model.forward_head(model.forward_features(pixels), pre_logits=True)"
-        )
-    elif "SentenceTransformer" in backbone.loads_with:
-        features = (
-            "import torch\nlogits = torch.tensor(logits)\n"
-            'features = torch.tensor(SentenceTransformer(modules=[model[0], model[1]]).encode(["a text"]))'
-        )
+    """Lines of Python that follow those of `card.usage`: entropy and mutual information from the logits."""
+    rows = "logits"
+    if "SentenceTransformer" in backbone.loads_with:
+        rows = "torch.tensor(logits)"
     elif "AutoModelForCausalLM" in backbone.loads_with:
-        features = (
-            "with torch.inference_mode():\n"
-            "    features = model.base_model(**inputs).last_hidden_state[:, -1]\n"
-            'logits = logits[[tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]].unsqueeze(0)  # of the options there are'
-        )
-    else:
-        name = getattr(backbone, "head_name", "classifier")
-        features = (
-            "seen = []\n"
-            f'hook = model.get_submodule("{name}").register_forward_pre_hook(lambda module, args: seen.append(args[0]))\n'
-            "with torch.inference_mode():\n"
-            "    logits = model(**inputs).logits\n"
-            "features = seen[0]"
-        )
+        rows = 'logits[[tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]].unsqueeze(0)  # of the options there are'
     return (
         "# Uncertainty in nats: a Dirichlet with mean p and precision exp(a).\n"
+        "import torch\n"
         "from safetensors.torch import load_file\n"
-        f"{features}\n"
+        f"logits = {rows}\n"
         f'evidence = load_file("FOLDER/{EVIDENCE}")\n'
-        'a = features.double() @ evidence["weight"].double() + evidence["bias"].double()\n'
         "p = torch.softmax(logits.double(), -1)\n"
-        "alpha = p * a.exp().unsqueeze(-1)\n"
         "entropy = torch.special.entr(p).sum(-1)\n"
+        'a = evidence["weight"].double() * (entropy + 1e-3).log() + evidence["bias"].double()\n'
+        "alpha = p * a.exp().unsqueeze(-1)\n"
         "expected = torch.digamma(alpha.sum(-1) + 1) - (p * torch.digamma(alpha + 1)).sum(-1)\n"
         "mutual_information = entropy - expected  # the epistemic part\n"
         "print(entropy, mutual_information)"
@@ -122,11 +102,11 @@ def require_evidence(folder: Path, text: bool) -> None:
     Raises:
         CheckFailed: naming what is missing.
     """
-    if not (folder / EVIDENCE).is_file():
-        raise CheckFailed(f"The export '{folder.name}' lacks {EVIDENCE}.", REPORT)
+    require_files(folder, [EVIDENCE])
     require_complete(folder, text)
     if not any(p.name != EVIDENCE for p in folder.glob("*.safetensors")):
         raise CheckFailed(f"The export '{folder.name}' lacks weights (.safetensors).", REPORT)
 
 
-TARGET = Target(lambda source: ["distilled"], export_distilled, require_evidence)
+FLOAT32 = "its uncertainty is an exponential of one output, which rounding would move too far."
+TARGET = Target(lambda members, options: ["distilled"], export_distilled, require_evidence, float32_because=FLOAT32)

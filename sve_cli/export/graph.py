@@ -8,25 +8,19 @@ Shapes: M members, B batch, C classes, T tokens.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Backbone, Inputs
 from sve_cli.backbone.causal_lm import CausalLM
-from sve_cli.errors import CheckFailed, NotExportable, SveError
-from sve_cli.export.artifact import Artifact, Source
-from sve_cli.export.complete import PICKLED
+from sve_cli.errors import NotExportable, SveError
+from sve_cli.export.artifact import Options, Source
 from sve_cli.registry import nearest
 
-DESCRIPTION = "graph.json"
 ONE = ("logits", "probabilities", "entropy")
-VERSUS: dict[str, tuple[str, ...]] = {"ensemble": (), "averaged": ("ensemble",), "member": ()}
 MANY = ("probabilities", "entropy", "mutual_information", "logits")
 
 
@@ -100,17 +94,17 @@ class Plan:
     claim: str
 
 
-def plans(source: Source, target: str) -> list[Plan]:
+def plans(members: Sequence[int], options: Options, target: str) -> list[Plan]:
     """What a target writes: the ensemble, the averaged network, or a folder a member.
 
     Raises:
         SveError: --graph-of names none of these.
     """
-    of = source.options.graph_of
+    of = options.graph_of
     if of not in ("ensemble", "averaged", "members"):
         raise SveError(f"--graph-of '{of}' names no network.", nearest(of, ["ensemble", "averaged", "members"]))
     if of == "members":
-        return [Plan(f"{target}-member-{m}", m, "member") for m in source.members]
+        return [Plan(f"{target}-member-{m}", m, "member") for m in members]
     return [Plan(target if of == "ensemble" else f"{target}-averaged", None, of)]
 
 
@@ -145,51 +139,3 @@ def graph(source: Source, plan: Plan) -> Graph:
 def _two_rows(inputs: Inputs) -> Inputs:
     """At least two rows: a batch of one would be traced as a constant."""
     return {name: tensor if len(tensor) > 1 else tensor.repeat(2, *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()}
-
-
-def describe(source: Source, found: Graph, artifact: Artifact, file: str) -> None:
-    """Write what a stranger needs beside the graph: names and shapes of its inputs and outputs, and the classes."""
-    ensemble, backbone = source.ensemble, source.ensemble.backbone
-    classes = list(ensemble.classes)
-    if isinstance(backbone, CausalLM):
-        classes = [str(t) for t in backbone.tokenizer.convert_ids_to_tokens(backbone.letter_ids)]
-    document: dict[str, Any] = {
-        "file": file,
-        "is": {"ensemble": "the whole ensemble", "averaged": "the averaged network", "member": f"member {artifact.member}"}[
-            artifact.claim
-        ],
-        "members": ensemble.n_members if artifact.claim == "ensemble" else 1,
-        "inputs": {
-            name: {"dtype": str(x.dtype).removeprefix("torch."), "shape": [found.axes().get(i, n) for i, n in enumerate(x.shape)]}
-            for name, x in zip(found.names, found.example, strict=True)
-        },
-        "outputs": list(found.outputs),
-        "classes": classes,
-    }
-    (artifact.path / DESCRIPTION).write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def what_it_is(source: Source, plan: Plan, size: int) -> str:
-    """The card's first sentence."""
-    n = source.ensemble.n_members
-    of = {
-        "ensemble": f"A whole ensemble of {n} members as one graph, which runs them one after another and puts out their mean "
-        "probability, its entropy and the mutual information (both in nats), and every member's logits",
-        "averaged": f"One network with the mean of the parameters of {n} members as a graph; it is not the ensemble",
-        "member": f"Member {plan.member} of an ensemble of {n} as a graph; one member is not the ensemble",
-    }[plan.claim]
-    return f"{of}. {size / 1e6:.1f} MB."
-
-
-def check_files(folder: Path, text: bool, file: str) -> None:
-    """Refuse a folder that lacks a file or holds a pickled one.
-
-    Raises:
-        CheckFailed: naming it.
-    """
-    pickled = [p.name for p in folder.rglob("*") if p.suffix in PICKLED]
-    if pickled:
-        raise CheckFailed(f"The export holds a pickled file, '{pickled[0]}', which can run code when opened.")
-    for name in (file, DESCRIPTION, "config.json", *(["tokenizer_config.json"] if text else [])):
-        if not (folder / name).is_file():
-            raise CheckFailed(f"The export '{folder.name}' lacks {name}.")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,10 @@ from sve_cli.backbone.causal_lm import CausalLM
 from sve_cli.backbone.timm_backbone import TimmBackbone
 from sve_cli.backbone.transformers_backbone import PooledEncoder, SequenceClassifier
 from sve_cli.ensemble import Ensemble
-from sve_cli.errors import CheckFailed, NotExportable
-from sve_cli.export.adapter import base_name
-from sve_cli.export.artifact import Artifact, Source, Target, write_card
-from sve_cli.export.complete import PICKLED
+from sve_cli.errors import NotExportable
+from sve_cli.export.artifact import Artifact, Options, Source, Target, write_card
+from sve_cli.export.card import base_name
+from sve_cli.export.complete import refuse_pickled, require_files
 from sve_cli.export.lora_card import loads_with, usage, what_it_is
 from sve_cli.export.lora_ranks import Directions, RankRule, Ranks, choose_ranks, member_directions, parse_rank
 from sve_cli.export.packages import require_packages
@@ -111,7 +111,7 @@ def whole_modules(ensemble: Ensemble) -> Whole:
 
 def _write_member(source: Source, place: Path, m: int, rule: RankRule, whole: Whole) -> Artifact:
     ensemble, backbone = source.ensemble, source.ensemble.backbone
-    place.mkdir(parents=True)
+    place.mkdir(parents=True, exist_ok=True)
     inside = tuple(f"{name}." for name in whole.modules)
     every = member_directions(ensemble, m)
     adapted = {name: d for name, d in every.items() if not name.startswith(inside) and name not in whole.modules}
@@ -282,29 +282,23 @@ def _facts(
         "lora_bias": lora_bias,
         "modules_to_save": list(whole.modules),
         "bytes": (place / ADAPTER).stat().st_size,
-        "base": {"name": base_name(source.ensemble.backbone.spec.name), "digest": source.ensemble.backbone.digest()},
+        "base": {"name": base_name(source.ensemble.backbone.spec.name), "digest": source.lock["checkpoint"]},
     }
 
 
 def check(folder: Path, text: bool) -> None:
-    """Refuse an export that lacks a file, or holds a pickled one.
-
-    Raises:
-        CheckFailed: naming it.
-    """
-    pickled = [p.name for p in folder.rglob("*") if p.suffix in PICKLED]
-    if pickled:
-        raise CheckFailed(f"The export holds a pickled file, '{pickled[0]}', which can run code when opened.")
+    """Refuse an export that lacks a file, or holds a pickled one; see `require_files`."""
+    refuse_pickled(folder)
     wanted = [CONFIG, ADAPTER, "config.json", *(["tokenizer_config.json"] if text else [])]
     wanted += ["1_Pooling/config.json", "2_Dense/model.safetensors"] if (folder / "modules.json").is_file() else []
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise CheckFailed(f"The export '{folder.name}' lacks {', '.join(missing)}.")
+    require_files(folder, wanted)
 
 
-def _names(source: Source) -> list[str]:
+def _names(members: Sequence[int], options: Options) -> list[str]:
     require_packages("lora", "lora", "peft")
-    return [f"lora-{m}" for m in source.members]
+    parse_rank(options.rank)
+    return [f"lora-{m}" for m in members]
 
 
-TARGET = Target(_names, export_lora, check, per_member=True)
+FLOAT32 = "peft and servers cast an adapter to the type of its checkpoint when they open it."
+TARGET = Target(_names, export_lora, check, per_member=True, float32_because=FLOAT32, entry=CONFIG)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sve_cli.export.artifact import Artifact, Source, Target, write_checkpoint
+from sve_cli.export.artifact import Artifact, Options, Source, Target, write_checkpoint
 
 
 def export_merged(source: Source, folder: Path) -> list[Artifact]:
@@ -26,8 +27,8 @@ def export_merged(source: Source, folder: Path) -> list[Artifact]:
     return written
 
 
-def _names(source: Source) -> list[str]:
-    return [f"member-{m}" for m in source.members]
+def _names(members: Sequence[int], options: Options) -> list[str]:
+    return [f"member-{m}" for m in members]
 
 
 TARGET = Target(_names, export_merged, per_member=True)

@@ -3,52 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sve_cli.errors import NotExportable
-from sve_cli.export.artifact import Artifact, Source, Target, write_card
-from sve_cli.export.graph import VERSUS, Graph, Plan, check_files, describe, graph, plans, what_it_is
-from sve_cli.export.graph_card import usage
+from sve_cli.export.artifact import Options, Target
+from sve_cli.export.graph import Graph, plans
+from sve_cli.export.graph_write import Format, check_files, export_graphs
 from sve_cli.export.packages import require_packages
 
 FILE = "model.onnx"
 ONE_FILE = 1_800_000_000  # bytes; a protobuf ends at 2 GiB, and larger weights go into a file beside it
 
 
-def export_onnx(source: Source, folder: Path) -> list[Artifact]:
-    """Write `folder/onnx/`, `folder/onnx-averaged/` or `folder/onnx-member-<m>/`.
-
-    Raises:
-        NotExportable: this ensemble has no such network, or the exporter cannot trace it.
-    """
-    return [_write(source, folder, plan) for plan in plans(source, "onnx")]
-
-
-def _write(source: Source, folder: Path, plan: Plan) -> Artifact:
-    place, backbone = folder / plan.folder, source.ensemble.backbone
-    place.mkdir(parents=True)
-    found = graph(source, plan)
-    backbone.save_config(place, source.ensemble.classes)
-    traced_by = trace(found, place / FILE)
-    size = sum(p.stat().st_size for p in place.glob(f"{FILE}*"))
-    facts = {
-        "graph_of": plan.claim,
-        "bytes": size,
-        "traced_by": traced_by,
-        "inputs": list(found.names),
-        "outputs": list(found.outputs),
-    }
-    call = "onnxruntime.InferenceSession('FOLDER/model.onnx')"
-    artifact = Artifact("onnx", place, plan.member, call, plan.claim, "graph", versus=VERSUS[plan.claim], facts=facts)
-    describe(source, found, artifact, FILE)
-    write_card(source, artifact, what_it_is(source, plan, size), usage(backbone, found, "onnx"))
-    return artifact
-
-
-def trace(found: Graph, path: Path) -> str:
+def trace(found: Graph, path: Path) -> dict[str, Any]:
     """Write the graph; says which exporter did.
 
     Raises:
@@ -74,7 +47,7 @@ def trace(found: Graph, path: Path) -> str:
     except (RuntimeError, torch.onnx.OnnxExporterError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         raise NotExportable(f"torch.onnx cannot trace this network: {first}", "Use --to merged.") from error
-    return "torch.onnx.export (dynamo)" if dynamo else "torch.onnx.export (TorchScript)"
+    return {"traced_by": f"torch.onnx.export ({'dynamo' if dynamo else 'TorchScript'})"}
 
 
 def _named_axes(found: Graph) -> dict[str, dict[int, str]]:
@@ -84,14 +57,11 @@ def _named_axes(found: Graph) -> dict[str, dict[int, str]]:
     }
 
 
-def check(folder: Path, text: bool) -> None:
-    """Refuse an export that lacks a file; see `check_files`."""
-    check_files(folder, text, FILE)
-
-
-def _names(source: Source) -> list[str]:
+def _names(members: Sequence[int], options: Options) -> list[str]:
     require_packages("onnx", "onnx", "onnx", "onnxruntime")
-    return [plan.folder for plan in plans(source, "onnx")]
+    return [plan.folder for plan in plans(members, options, "onnx")]
 
 
-TARGET = Target(_names, export_onnx, check)
+FORMAT = Format("onnx", FILE, "onnxruntime.InferenceSession('FOLDER/model.onnx')", trace)
+FLOAT32 = "onnxruntime has no bfloat16 kernels for most operators on the CPU, where the certificate is made."
+TARGET = Target(_names, partial(export_graphs, form=FORMAT), partial(check_files, file=FILE), float32_because=FLOAT32, entry=FILE)

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sve_cli.errors import CheckFailed, NotExportable
-from sve_cli.export.artifact import Artifact, Source, Target, write_card
-from sve_cli.export.graph import VERSUS, Graph, Plan, check_files, describe, graph, plans, what_it_is
-from sve_cli.export.graph_card import usage
+from sve_cli.export.artifact import Options, Target
+from sve_cli.export.graph import Graph, plans
+from sve_cli.export.graph_write import Format, check_files, export_graphs
 
 FILE = "model.pt2"
 WARNING = (
@@ -26,31 +29,7 @@ WARNING = (
 )
 
 
-def export_torch(source: Source, folder: Path) -> list[Artifact]:
-    """Write `folder/torch_export/`, `folder/torch_export-averaged/` or `folder/torch_export-member-<m>/`.
-
-    Raises:
-        NotExportable: this ensemble has no such network, or torch.export cannot trace it.
-    """
-    return [_write(source, folder, plan) for plan in plans(source, "torch_export")]
-
-
-def _write(source: Source, folder: Path, plan: Plan) -> Artifact:
-    place, backbone = folder / plan.folder, source.ensemble.backbone
-    place.mkdir(parents=True)
-    found = graph(source, plan)
-    backbone.save_config(place, source.ensemble.classes)
-    trace(found, place / FILE)
-    size = (place / FILE).stat().st_size
-    facts = {"graph_of": plan.claim, "bytes": size, "inputs": list(found.names), "outputs": list(found.outputs)}
-    call = "torch.export.load('FOLDER/model.pt2').module()"
-    artifact = Artifact("torch_export", place, plan.member, call, plan.claim, "graph", versus=VERSUS[plan.claim], facts=facts)
-    describe(source, found, artifact, FILE)
-    write_card(source, artifact, what_it_is(source, plan, size) + WARNING, usage(backbone, found, "torch_export"))
-    return artifact
-
-
-def trace(found: Graph, path: Path) -> None:
+def trace(found: Graph, path: Path) -> dict[str, Any]:
     """Write the graph without the inputs it was traced on.
 
     Raises:
@@ -66,6 +45,7 @@ def trace(found: Graph, path: Path) -> None:
     except (RuntimeError, torch._dynamo.exc.UserError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
         raise NotExportable(f"torch.export cannot trace this network: {first}", "Use --to merged, or --to onnx.") from error
+    return {}
 
 
 def pickled_parts(path: Path) -> list[str]:
@@ -96,8 +76,10 @@ def check(folder: Path, text: bool) -> None:
         raise CheckFailed(f"'{FILE}' holds a pickled part, '{pickled[0]}', which can run code when opened.")
 
 
-def _names(source: Source) -> list[str]:
-    return [plan.folder for plan in plans(source, "torch_export")]
+def _names(members: Sequence[int], options: Options) -> list[str]:
+    return [plan.folder for plan in plans(members, options, "torch_export")]
 
 
-TARGET = Target(_names, export_torch, check)
+FORMAT = Format("torch_export", FILE, "torch.export.load('FOLDER/model.pt2').module()", trace, WARNING)
+FLOAT32 = "a graph computes in the type that it was traced in, and bfloat16 moves its outputs by more than a certificate allows."
+TARGET = Target(_names, partial(export_graphs, form=FORMAT), check, float32_because=FLOAT32, entry=FILE)

@@ -1,5 +1,6 @@
 """Gates: what may get how much worse, judged from both sides' predictions. Nothing here opens a model or prints."""
 
+from sve_cli.gate.alike import Alike, alike
 from sve_cli.gate.baseline import BASELINE_SCHEMA, Baseline, differing, load_baseline, make_baseline, metrics_by_key
 from sve_cli.gate.calibrate import Learned, how_sure, learn, learn_all
 from sve_cli.gate.condition import Condition, parse_condition
@@ -22,6 +23,7 @@ from sve_cli.gate.spec import GateFile, GateSettings, GateSpec, load_gates, pars
 __all__ = [
     "BASELINE_SCHEMA",
     "Against",
+    "Alike",
     "Alone",
     "Baseline",
     "Condition",
@@ -31,6 +33,7 @@ __all__ = [
     "Learned",
     "Level",
     "Samples",
+    "alike",
     "alone",
     "changed_samples",
     "differing",

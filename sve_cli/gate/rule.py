@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from sve_cli.gate.alike import Alike
 from sve_cli.gate.condition import Condition
 from sve_cli.gate.spec import GateSpec
 from sve_cli.metrics.base import Weighted
@@ -22,6 +23,7 @@ SAME = 1e-9  # a difference below this is the rounding of two equal computations
 ROUNDING = 1e-5  # a worsening smaller than this is arithmetic: another batch size, another machine, a baseline file's digits
 POINTS, SHARE = 0.02, 0.1  # what must not pass unseen by default: 2 points, or a tenth of the baseline's value
 USUAL = 0.45  # standard error of a difference between two trainings, as a share of one side's; see docs/gates.md
+BIAS = 0.5  # share of the bias of a difference that is taken out: all of it makes more noise than it mends
 FOLDED = 1.0 / (math.sqrt(2.0) - 1.0)  # a mean of |noise| grows by sqrt(2) when the noise is added twice
 
 
@@ -33,8 +35,15 @@ class Level:
 
     def quantile(self, freedom: float = math.inf) -> float:
         """How many standard errors the interval reaches, by Student's t where there are few degrees of freedom."""
-        p = 0.5 + self.confidence / 2.0
-        return float(ndtri(p) if math.isinf(freedom) else stdtrit(freedom, p))
+        return _student(freedom, 0.5 + self.confidence / 2.0)
+
+    def one_sided(self, freedom: float = math.inf) -> float:
+        """How many standard errors a bound on one side reaches."""
+        return _student(freedom, self.confidence)
+
+
+def _student(freedom: float, p: float) -> float:
+    return float(ndtri(p) if math.isinf(freedom) else stdtrit(freedom, p))
 
 
 def share_level(confidence: float, comparisons: int) -> Level:
@@ -61,6 +70,7 @@ class Against:
     Attributes:
         changed: on how many samples the two sides differ; None when they are not paired.
         usual: the standard error of one side alone; bias: the baseline's, see `Alone`.
+        alike: of a calibration error, the chance differences of sides that are calibrated alike; None for other metrics.
     """
 
     value: float
@@ -72,6 +82,7 @@ class Against:
     changed: int | None
     usual: float
     bias: float
+    alike: Alike | None = None
 
     @property
     def difference(self) -> float:
@@ -109,17 +120,25 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
 
     The interval is the paired bootstrap's, made at least as wide as Student's with as many degrees of freedom as samples that
     differ less one: a few flipped samples alone are no evidence. What lies within 1e-5 of the slack does not fail.
+
+    A calibration error's lower bound is the smaller of two: by the standard error that two sides calibrated alike would have, and
+    one-sided by the bootstrap's, which holds whatever the gaps are.
     """
     sign = -1.0 if direction == "higher" else 1.0
     worsening = sign * seen.difference if abs(seen.difference) >= SAME else 0.0  # rounding, and no -0.0
     low, high = sorted((sign * seen.low + 0.0, sign * seen.high + 0.0))
     reach = _reach(seen, level)
     low, high = min(low, worsening - reach), max(high, worsening + reach)
+    if seen.alike is not None:
+        low = worsening - _reach_of_gaps(seen, level)
     slack = max(gate.slack or 0.0, (gate.relative_slack or 0.0) * abs(seen.baseline))
     metric = key.rpartition(".")[2]
     detect = gate.detect if gate.detect is not None and gate.detect > slack else slack + _margin(metric, seen.baseline)
     error = seen.error if seen.changed is None else max(seen.error, USUAL * seen.usual)
-    detectable = slack + (level.quantile() + float(ndtri(POWER))) * error + FOLDED * seen.bias
+    reached = level.quantile() * error
+    if seen.alike is not None and seen.error > 0.0:
+        reached = max(reached * seen.alike.error / seen.error, level.one_sided() * error)
+    detectable = slack + reached + float(ndtri(POWER)) * error + FOLDED * seen.bias
     fails = low > slack + ROUNDING
     shown = amounts(metric)
     kind = "unpaired" if seen.changed is None else "paired"
@@ -211,6 +230,14 @@ def _reach(seen: Against, level: Level) -> float:
     if seen.changed is None:
         return level.quantile() * seen.error
     return level.quantile(seen.changed - 1) * seen.error if seen.changed > 1 else math.inf
+
+
+def _reach_of_gaps(seen: Against, level: Level) -> float:
+    """How far below the worsening seen the bound of a calibration error lies."""
+    if seen.error == 0.0 or seen.changed is None or seen.changed <= 1 or seen.alike is None:
+        return _reach(seen, level)
+    freedom = seen.changed - 1
+    return max(level.quantile(freedom) * seen.alike.error, level.one_sided(freedom) * seen.error + BIAS * seen.alike.bias)
 
 
 def _margin(metric: str, value: float) -> float:

@@ -1,7 +1,8 @@
 """The student of a distillation: one member of the teacher's own family, with one output more than classes.
 
 It starts at the mean of the members: of their singular values, biases, norms, low-rank products and heads. The further output is
-the log-precision of a Dirichlet distribution over class probabilities (`metrics/dirichlet.py`), linear in the same features.
+the log-precision of a Dirichlet distribution over class probabilities (`metrics/dirichlet.py`), linear in the logarithm of the
+entropy of the class probabilities: what is unlike the training inputs has a large entropy, and features there may be anything.
 Shapes: M members, B batch, C classes, F features, R rank, O out, I in.
 """
 
@@ -25,6 +26,7 @@ from sve_cli.recipe.spec import MethodSpec
 from sve_cli.registry import METHODS
 
 LOG_PRECISION = "log precision"
+LEAST_ENTROPY = 1e-3  # nats, added to the entropy before its logarithm
 FAMILIES = ("sve", "svfit", "sve_lora", "heads_only")
 # The student starts at the mean, all of its singular values train at once, and its targets are given: no noise, no dropout.
 PLAIN = {"sigma_init": 0.0, "bias_init": 0.0, "rank_start": None, "dropout": "off"}
@@ -48,23 +50,24 @@ def require_distillable(method: str, n_members: int) -> None:
 
 
 class EvidenceHeads(MemberHeads):
-    """Class logits as ever, and behind them one output more, the log-precision (constant at the start).
+    """Class logits as ever, and behind them one output more, the log-precision: weight · log(entropy + 1e-3) + bias.
 
-    It reads the features without changing them: they learn from the mean alone.
+    It reads the logits without changing them: they learn from the mean alone.
     """
 
-    def __init__(self, heads: Sequence[Head], trainable: bool, log_precision: float) -> None:
+    def __init__(self, heads: Sequence[Head], trainable: bool, start: tuple[float, float]) -> None:
         super().__init__(heads, trainable)
-        members, _, features = self.weight_MCF.shape
-        self.evidence_weight_MF = nn.Parameter(torch.zeros(members, features))
-        self.evidence_bias_M = nn.Parameter(torch.full((members,), float(log_precision)))
+        weight, bias = start
+        self.evidence_weight_M = nn.Parameter(torch.full((len(heads),), float(weight)))
+        self.evidence_bias_M = nn.Parameter(torch.full((len(heads),), float(bias)))
 
     def forward(self, features_MBF: Tensor, members: Sequence[int]) -> Tensor:
         index = list(members)
-        with torch.autocast(features_MBF.device.type, enabled=False):
-            evidence_MB1 = torch.bmm(features_MBF.detach().float(), self.evidence_weight_MF[index].unsqueeze(-1))
-        evidence_MB1 = evidence_MB1 + self.evidence_bias_M[index][:, None, None]
-        return torch.cat([super().forward(features_MBF, members), evidence_MB1], -1)
+        logits_MBC = super().forward(features_MBF, members)
+        probs_MBC = torch.softmax(logits_MBC.detach().double(), -1)
+        log_entropy_MB = (torch.special.entr(probs_MBC).sum(-1) + LEAST_ENTROPY).log().float()
+        evidence_MB = self.evidence_weight_M[index][:, None] * log_entropy_MB + self.evidence_bias_M[index][:, None]
+        return torch.cat([logits_MBC, evidence_MB.unsqueeze(-1).to(logits_MBC.dtype)], -1)
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,11 @@ class StudentTask:
 
     teacher: MemberHeads
     classes: list[str]
-    log_precision: float
+    start: tuple[float, float]
 
     def make_heads(self, n_members: int, seed: int) -> MemberHeads:
-        """The mean of the teacher's heads, and a constant log-precision."""
-        return EvidenceHeads([_mean_head(self.teacher)] * n_members, self.teacher.trainable, self.log_precision)
+        """The mean of the teacher's heads, and a log-precision."""
+        return EvidenceHeads([_mean_head(self.teacher)] * n_members, self.teacher.trainable, self.start)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Student:
     classes: list[str]
 
     def slow_heads(self, share: float) -> None:
-        """Train the class head, which starts at the mean, with this share of `head_lr`; the log-precision starts from nothing."""
+        """Train the class head, which starts at the mean, with this share of `head_lr`; the log-precision with all of it."""
         groups = self.ensemble.groups
         for group in [g for g in groups if g.role == "head"]:
             evidence = {n: p for n, p in group.parameters.items() if n.startswith("heads.evidence")}
@@ -101,10 +104,10 @@ class Student:
         return self.ensemble.backbone.with_head(self.ensemble.member_network(0), self.ensemble.heads.head(0, self.classes))
 
     def evidence(self) -> dict[str, Tensor]:
-        """The log-precision's weight (F,) and bias (1,) on the features that the classifier reads."""
+        """The log-precision's weight (1,) and bias (1,) on log(entropy + 1e-3), entropy in nats."""
         heads = self.ensemble.heads
         assert isinstance(heads, EvidenceHeads)
-        return {"weight": heads.evidence_weight_MF[0].detach().clone(), "bias": heads.evidence_bias_M.detach().clone()}
+        return {"weight": heads.evidence_weight_M.detach().clone(), "bias": heads.evidence_bias_M.detach().clone()}
 
     def outputs(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits (B, C) and log-precision (B,), by the definition of the one member."""
@@ -115,13 +118,13 @@ class Student:
 
 
 def build_student(
-    teacher: Ensemble, backbone: Backbone, spec: MethodSpec, factors: FactorSource, seed: int, log_precision: float
+    teacher: Ensemble, backbone: Backbone, spec: MethodSpec, factors: FactorSource, seed: int, start: tuple[float, float]
 ) -> Student:
     """One member of the teacher's family at the mean of its members.
 
     Args:
         spec: the run's method.
-        log_precision: of every input at the start.
+        start: weight and bias of the log-precision.
 
     Raises:
         NotExportable: see `require_distillable`.
@@ -132,7 +135,7 @@ def build_student(
     fixed: dict[str, Any] = {key: value for key, value in PLAIN.items() if hasattr(params, key)}
     if hasattr(params, "lora_rank"):
         fixed["lora_rank"] = params.lora_rank * teacher.n_members  # what the mean of the members' products has
-    task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION], log_precision)
+    task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION], start)
     one = replace(spec, members=1)
     ensemble: Ensemble = method.build(backbone, task, one, factors, replace(params, **fixed), seed)
     if not ensemble.heads.trainable:  # the log-precision trains all the same

@@ -48,6 +48,10 @@ class Params:
     form: Literal["auto", "factored", "materialised", "residual"] = doc(
         "How training computes a layer; auto: the cheapest. Evaluation always uses the definition.", "auto"
     )
+    sigma_grad_tokens: float = doc(
+        "Share of the tokens (or patches) that Σ's gradient is taken from, drawn anew for each layer and step; its mean is that of "
+        "all. Rounded to 1, 1/2, 1/3 …; layers where it saves nothing use all.", 1.0, above=0.0, high=1.0,
+    )  # fmt: skip
     rank: int | None = doc("Train the k largest singular values of a layer only; null: all.", None, low=1)
     rank_start: int | None = doc("Start with this many and widen to `rank`, largest first; null: all of them at once.", None, low=1)
     widen_over: float = doc(
@@ -122,15 +126,25 @@ class SVELinear(MatrixLinear):
         bias_MO = self.member_bias(members)
         form = self.params.form
         if form == "auto":
-            form = linear_forms.cheapest(x_MNI.shape[1], self.weight_OI.shape[0], self.weight_OI.shape[1], width)
+            form = linear_forms.cheapest(x_MNI.shape[1], *self.weight_OI.shape, width, self.params.sigma_grad_tokens)
         if form == "factored":
             return linear_forms.factored(x_MNI, a_RI, b_OR, F.pad(gain_MR, (0, self.full - width), value=1.0), bias_MO)
         a_RI, b_OR = a_RI[:width], b_OR[:, :width]
         if form == "residual":
-            y_MNO = linear_forms.residual(x_MNI, self.frozen("weight_OI"), a_RI, b_OR, gain_MR)
-        else:
-            y_MNO = linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR, None if whole else self.frozen("weight_OI"))
-        return y_MNO if bias_MO is None else y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
+            return linear_forms.residual(x_MNI, self.frozen("weight_OI"), a_RI, b_OR, gain_MR, bias_MO)
+        weight_OI = None if whole else self.frozen("weight_OI")
+        rows_MK, weight_K = self._rows_of_gradient(x_MNI)
+        return linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR, weight_OI, bias_MO, rows_MK, weight_K)
+
+    def _rows_of_gradient(self, x_MNI: Tensor) -> tuple[Tensor | None, float]:
+        """The rows (M, K) that Σ's gradient is taken from in a training step, and what each counts; None: all."""
+        share, draw, n = self.params.sigma_grad_tokens, self.context.draw, x_MNI.shape[1]
+        if round(1 / share) == 1 or draw is None:
+            return None, 1.0
+        name = self.view.name
+        keyed = [keyed_generator(draw[0], "tokens", m, name, *draw[1:]) for m in self.context.members]
+        rows_MK = torch.stack([linear_forms.drawn_rows(n, share, g) for g in keyed]).to(x_MNI.device)
+        return rows_MK, n / rows_MK.shape[1]
 
     def merged(self, member: int) -> tuple[Tensor, Tensor | None]:
         with torch.no_grad():

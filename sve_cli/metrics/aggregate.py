@@ -142,6 +142,11 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
     )
 
 
+def aggregate_each(predictions: Predictions, how: str = "probs") -> list[Aggregated]:
+    """Every member alone."""
+    return [aggregate(predictions.member(m), how) for m in range(predictions.n_members)]
+
+
 def _per_sample(predictions: Predictions, how: str) -> tuple[dict[str, Any], Distribution]:
     """What is computed from all classes of a sample, and the log-probabilities themselves where they are few."""
     logits_MNC, mask_NC, labels_N = predictions.logits_MNC, predictions.mask_NC, predictions.labels_N

@@ -97,7 +97,8 @@ def _probability(view: Aggregated, probs_UC: np.ndarray | None) -> Sums:
 
 def label_counts(view: Aggregated) -> Sums:
     """Weights -> how often each class is the label (C, R)."""
-    return sum_by(view, view.labels_N, view.n_classes)
+    counts: Sums = view.once("label counts", lambda: remembering(sum_by(view, view.labels_N, view.n_classes)))
+    return counts
 
 
 def option_mass(view: Aggregated) -> Sums:

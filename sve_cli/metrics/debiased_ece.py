@@ -6,20 +6,18 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted
-from sve_cli.metrics.binning import bin_index
-from sve_cli.metrics.sums import mass_of, sum_by
+from sve_cli.metrics.sums import mass_of
+from sve_cli.metrics.top_bins import top_bins
 
 
 def _debiased_ece(view: Aggregated, bins: int) -> Weighted:
-    index_N, gap_N = bin_index(view.confidence_N, bins), view.correct_N - view.confidence_N
-    counts, sums = sum_by(view, index_N, bins), sum_by(view, index_N, bins, gap_N)
-    squares, mass = sum_by(view, index_N, bins, np.square(gap_N)), mass_of(view)
+    table, mass = top_bins(view, bins), mass_of(view)
 
     def weighted(weights_UR: np.ndarray) -> np.ndarray:
-        count_BR = counts(weights_UR)
+        count_BR = table.counts(weights_UR)
         # The mean gap squared is too large by variance / count; what is left is the mean of g_i g_j over pairs i != j.
         # Kumar et al. subtract the variance of the label alone, as their confidences are constant within a bin; these are not.
-        pairs_BR = np.square(sums(weights_UR)) - squares(weights_UR)
+        pairs_BR = np.square(table.gaps(weights_UR)) - table.squares(weights_UR)
         share_BR = np.divide(pairs_BR, count_BR - 1.0, out=np.zeros_like(pairs_BR), where=count_BR > 1.0)
         return np.asarray(np.sqrt(np.maximum(share_BR.sum(axis=0) / mass(weights_UR), 0.0)))
 

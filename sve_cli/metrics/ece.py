@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
-from sve_cli.metrics.binning import bin_index
-from sve_cli.metrics.sums import mass_of, sum_by
+from sve_cli.metrics.sums import mass_of
+from sve_cli.metrics.top_bins import top_bins
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    gaps = sum_by(view, bin_index(view.confidence_N, bins), bins, view.correct_N - view.confidence_N)
-    mass = mass_of(view)
+    gaps, mass = top_bins(view, bins).gaps, mass_of(view)
     # The weight of a bin cancels: (n_b / n) |acc_b - conf_b| = |sum of (correct - confidence) in b| / n.
     return lambda weights_UR: gaps(weights_UR) / mass(weights_UR)
 

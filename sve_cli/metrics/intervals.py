@@ -30,6 +30,7 @@ STEPS = 14  # halvings of the search: 1e-4 of the value
 FLAT = 1e-12  # resamples that differ by less do not differ
 MOST_SCALE = 1e3
 WORK, FEWEST = 50_000_000, 100  # samples times resamples at most, down to this many resamples
+REMEMBERED = 1_000_000  # samples times resamples from which the weights are kept for the next row
 MANY, UNITS = 50_000, 2_000  # more samples are resampled in so many random groups of equal size
 
 
@@ -55,7 +56,8 @@ def measure(
     grouped = units is not view
     functions: list[Weighted] = [(metric.parts or metric.prepare)(units, bins) for metric in metrics]
     resamples = bootstrap if grouped else min(bootstrap, max(FEWEST, WORK // view.n))
-    drawn = _resampled(functions, [metric.max_resamples or resamples for metric in metrics], units, resamples, seed)
+    limits = [0 if metric.interval == "proportion" else metric.max_resamples or resamples for metric in metrics]
+    drawn = _resampled(functions, limits, units, resamples, seed)
     known = view.labels_N >= 0
     one_outcome = bool(known.all()) and len(np.unique(view.correct_N)) == 1
     once = np.ones((units.n_units or units.n, 1))
@@ -68,7 +70,7 @@ def measure(
         value = float(norm_of(seen, metric.norm)) if metric.parts else float(seen)
         low, high = None, None
         if bootstrap:
-            resampled = np.concatenate(values, axis=-1)
+            resampled = np.concatenate(values, axis=-1) if values else seen
             low, high = interval_of(metric, value, seen, resampled, view.n, confidence, metric.needs_labels and one_outcome)
         fewer = min(resamples, metric.max_resamples or resamples) < min(bootstrap, metric.max_resamples or bootstrap)
         note = f" Interval from {resamples} resamples, because there are many samples." if fewer else ""
@@ -89,18 +91,31 @@ def how_resampled(n: int, bootstrap: int) -> str:
 
 def resampling_units(view: Aggregated, seed: int, many: int | None = None) -> Aggregated:
     """The view whose units are resampled: random groups of more than `many` samples, else the samples themselves."""
-    return view.in_units(UNITS, seeded(seed, "groups")) if view.n > (MANY if many is None else many) else view
+    if view.n <= (MANY if many is None else many):
+        return view
+    units: Aggregated = view.once(("units", seed), lambda: view.in_units(UNITS, seeded(seed, "groups")))
+    return units
 
 
 def weight_blocks(units: Aggregated, resamples: int, seed: int) -> Iterable[np.ndarray]:
     """How often each unit occurs in each resample, as blocks (U, R); the same for all views of as many units."""
-    return _group_weights(resamples, seed) if units.n_units else bootstrap_counts(units.n, resamples, seeded(seed, "bootstrap"))
+    if units.n_units:
+        return _group_weights(resamples, seed)
+    if units.n * resamples < REMEMBERED:
+        return bootstrap_counts(units.n, resamples, seeded(seed, "bootstrap"))
+    return (counts_NR.astype(np.float64) for counts_NR in _sample_weights(units.n, resamples, seed))
 
 
 @lru_cache(maxsize=2)
 def _group_weights(resamples: int, seed: int) -> list[np.ndarray]:
     """The weights of the random groups: the same for all rows and slices."""
     return list(bootstrap_counts(UNITS, resamples, seeded(seed, "bootstrap")))
+
+
+@lru_cache(maxsize=1)
+def _sample_weights(n: int, resamples: int, seed: int) -> list[np.ndarray]:
+    """The weights of single samples, which all rows of a report share, in an eighth of the memory: no count comes near 255."""
+    return [counts_NR.astype(np.uint8) for counts_NR in bootstrap_counts(n, resamples, seeded(seed, "bootstrap"))]
 
 
 def _resampled(
@@ -162,28 +177,32 @@ def _interval(
 
 def gaps_interval(seen_B: np.ndarray, resampled_BR: np.ndarray, norm: Norm, confidence: float) -> tuple[float, float]:
     """The inverted test of the module's heading: limits of the norm of the true gaps."""
-    noise_BR = resampled_BR - resampled_BR.mean(axis=1, keepdims=True)
     value, tail = float(norm_of(seen_B, norm)), (1.0 - confidence) / 2.0
-
+    used_B = (seen_B != 0.0) | resampled_BR.any(axis=1)  # most bins of many classes are empty
+    seen_B1, resampled_BR = seen_B[used_B, None], resampled_BR[used_B]
+    noise_BR = resampled_BR - resampled_BR.mean(axis=1, keepdims=True)
     last = resampled_BR.shape[1] - 1
-    ranks = {tail: math.floor(tail * last), 1.0 - tail: math.ceil((1.0 - tail) * last)}
+    lower, upper = math.floor(tail * last), math.ceil((1.0 - tail) * last)  # ranks of the quantiles, outward
 
-    def quantile(scale: float, share: float) -> float:
-        rank = ranks[share]  # outward, and much faster than an interpolated quantile
-        return float(np.partition(norm_of(scale * seen_B[:, None] + noise_BR, norm), rank)[rank])
+    def norms(scale: float) -> np.ndarray:
+        return norm_of(scale * seen_B1 + noise_BR, norm)
+
+    def reached(scale: float) -> bool:  # the upper quantile is at least the value
+        return int(np.count_nonzero(norms(scale) < value)) <= upper
+
+    def passed(scale: float) -> bool:  # the lower quantile is above the value
+        return int(np.count_nonzero(norms(scale) <= value)) <= lower
 
     def scaled(scale: float) -> float:
         return value * scale ** (2 if norm == "squares" else 1)
 
-    low = 0.0
-    if quantile(0.0, 1.0 - tail) < value:
-        low = scaled(_crossing(lambda t: quantile(t, 1.0 - tail) >= value, 0.0, 1.0))
-    if value <= 0.0 or quantile(1.0, tail) > value:
+    low = 0.0 if reached(0.0) else scaled(_crossing(reached, 0.0, 1.0))
+    if value <= 0.0 or passed(1.0):
         return low, value  # already the gaps seen would give more: they are noise for the most part
     highest = 2.0
-    while highest < MOST_SCALE and quantile(highest, tail) <= value:
+    while highest < MOST_SCALE and not passed(highest):
         highest *= 2.0
-    return low, scaled(_crossing(lambda t: quantile(t, tail) > value, highest / 2.0, highest))
+    return low, scaled(_crossing(passed, highest / 2.0, highest))
 
 
 def _crossing(beyond: Callable[[float], bool], low: float, high: float) -> float:

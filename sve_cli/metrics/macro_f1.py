@@ -6,13 +6,14 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted
+from sve_cli.metrics.class_bins import label_counts
 from sve_cli.metrics.sums import sum_by
 
 
 def _macro_f1(view: Aggregated, bins: int) -> Weighted:
     classes = view.n_classes
     hits = sum_by(view, view.labels_N, classes, view.correct_N)
-    labels, predicted = sum_by(view, view.labels_N, classes), sum_by(view, view.predicted_N, classes)
+    labels, predicted = label_counts(view), sum_by(view, view.predicted_N, classes)
 
     def weighted(weights_UR: np.ndarray) -> np.ndarray:
         hits_CR, seen_CR = hits(weights_UR), labels(weights_UR) + predicted(weights_UR)

@@ -6,16 +6,14 @@ import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.base import Metric, Weighted, from_parts
-from sve_cli.metrics.binning import bin_index
-from sve_cli.metrics.sums import sum_by
+from sve_cli.metrics.top_bins import top_bins
 
 
 def _gaps(view: Aggregated, bins: int) -> Weighted:
-    index_N = bin_index(view.confidence_N, bins)
-    gaps, counts = sum_by(view, index_N, bins, view.correct_N - view.confidence_N), sum_by(view, index_N, bins)
+    table = top_bins(view, bins)
 
     def weighted(weights_UR: np.ndarray) -> np.ndarray:
-        gap_BR, count_BR = gaps(weights_UR), counts(weights_UR)
+        gap_BR, count_BR = table.gaps(weights_UR), table.counts(weights_UR)
         return np.divide(gap_BR, count_BR, out=np.zeros_like(gap_BR), where=count_BR > 0)
 
     return weighted

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sve_cli.metrics.aggregate import Aggregated
-from sve_cli.metrics.binning import bin_index
+from sve_cli.metrics.class_bins import class_bins
+from sve_cli.metrics.sums import unit_index
 from sve_cli.report import ClassRow
 
 
@@ -33,15 +34,8 @@ def per_class(view: Aggregated, bins: int, names: Sequence[str]) -> list[ClassRo
 
 def _calibration_errors(view: Aggregated, bins: int) -> np.ndarray:
     """One against the rest, of each class (C,)."""
-    classes = view.n_classes
-    gap_CB = np.zeros(classes * bins)
-    for rows, log_probs_BC in view.distribution.blocks():
-        probs_BC = np.exp(log_probs_BC)
-        cell_BC = bin_index(probs_BC, bins) + bins * np.arange(classes)
-        gap_CB -= np.bincount(cell_BC.ravel(), probs_BC.ravel(), minlength=classes * bins)
-        label_B = view.labels_N[rows]
-        gap_CB += np.bincount(cell_BC[np.arange(len(label_B)), label_B], minlength=classes * bins)
-    return np.abs(gap_CB).reshape(classes, bins).sum(axis=1) / view.n
+    gap_CB1 = class_bins(view, bins).gaps(np.ones((unit_index(view)[1], 1)))
+    return np.asarray(np.abs(gap_CB1[..., 0]).sum(axis=1) / view.n)
 
 
 def _row(name: str, support: int, predicted: int, hits: float, error: float) -> ClassRow:

@@ -54,15 +54,32 @@ def remembering(sums: Sums) -> Sums:
     return remembered
 
 
+class _Pool:
+    """Sums of several values a sample, which one product of matrices gives together: the weights are read once, not once each."""
+
+    def __init__(self) -> None:
+        self.rows: list[np.ndarray] = []
+        self._sums = remembering(lambda weights_UR: np.stack(self.rows) @ weights_UR)
+
+    def add(self, values_U: np.ndarray) -> int:
+        """The row of these values."""
+        self.rows.append(values_U)
+        return len(self.rows) - 1
+
+    def row(self, index: int, weights_UR: np.ndarray) -> np.ndarray:
+        """Sum of weight * value -> (R,); a row that came after the last product is summed alone."""
+        sums_KR = self._sums(weights_UR)
+        return np.asarray(sums_KR[index] if index < len(sums_KR) else self.rows[index] @ weights_UR)
+
+
 def sum_of(view: Aggregated, values_N: np.ndarray) -> Sums:
     """Sum of weight * value over all samples -> (R,)."""
-    values_U = values_N if view.unit_N is None else np.bincount(view.unit_N, values_N, minlength=view.n_units)
-    return lambda weights_UR: np.asarray(values_U @ weights_UR)
+    pool: _Pool = view.once("pool of sums", _Pool)
+    index = pool.add(values_N if view.unit_N is None else np.bincount(view.unit_N, values_N, minlength=view.n_units))
+    return lambda weights_UR: pool.row(index, weights_UR)
 
 
 def mass_of(view: Aggregated) -> Sums:
     """The weight of all samples together -> (R,)."""
-    if view.unit_N is None:
-        return lambda weights_UR: np.asarray(weights_UR.sum(axis=0))
-    size_U = np.bincount(view.unit_N, minlength=view.n_units).astype(np.float64)
-    return lambda weights_UR: np.asarray(size_U @ weights_UR)
+    mass: Sums = view.once("mass", lambda: sum_of(view, np.ones(view.n)))
+    return mass

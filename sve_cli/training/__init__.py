@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sve_cli.training.dropout import member_dropout
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
@@ -17,6 +18,7 @@ __all__ = [
     "epoch_batches",
     "learning_rate_factor",
     "mean_nll",
+    "member_dropout",
     "round_steps",
     "training_precision",
 ]

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
+from sve_cli.methods.distilled import LEAST_ENTROPY
 from sve_cli.metrics.dirichlet import concentrations, log_likelihood
 from sve_cli.statistics import member_weights
 from sve_cli.tasks.common import masked_logits
@@ -27,6 +28,7 @@ from sve_cli.tasks.common import masked_logits
 SMOOTHING = 1e-4
 START_ROWS = 512  # rows that the constant log-precision at the start is fitted on
 LOWEST, HIGHEST = -5.0, 20.0  # of that constant
+STEEPEST = -5.0  # of the log-precision by log entropy
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,31 @@ def _dirichlet_nll(alpha_BC: Tensor, members_MBC: Tensor, exists_BC: Tensor, wei
     return -(weights_M[:, None] * likelihood_MB).sum(0) / options_B
 
 
+def best_line(teacher: Teacher) -> tuple[float, float]:
+    """(weight, bias) of the log-precision on log(entropy + 1e-3) that suits the first rows best: where the student starts.
+
+    With the teacher's own mean. Where options differ between rows the weight is 0: the head does not know which exist.
+    """
+    constant = best_constant(teacher)
+    if teacher.mask_NC is not None:
+        return 0.0, constant
+    device = torch.device("cpu")
+    rows_B = np.arange(min(START_ROWS, teacher.logits_MNC.shape[1]))
+    mean_BC, members_MBC = teacher.targets(rows_B, device)
+    exists_BC, weights_M = teacher.exists(rows_B, device), teacher.weights(device)
+    log_entropy_B = (torch.special.entr(mean_BC).sum(-1) + LEAST_ENTROPY).log()
+
+    def loss(line: np.ndarray) -> float:
+        alpha_BC = concentrations(mean_BC, float(line[0]) * log_entropy_B + float(line[1]))
+        return float(_dirichlet_nll(alpha_BC, members_MBC, exists_BC, weights_M).mean())
+
+    bounds = [(STEEPEST, 0.0), (LOWEST, HIGHEST)]  # more entropy, less precision
+    found = minimize(loss, [-1.0, constant], method="Nelder-Mead", bounds=bounds, options={"maxiter": 200}).x
+    return float(found[0]), float(found[1])
+
+
 def best_constant(teacher: Teacher) -> float:
-    """The one log-precision that suits the first rows best, with the teacher's own mean: where the student starts."""
+    """The one log-precision that suits the first rows best, with the teacher's own mean."""
     device = torch.device("cpu")
     rows_B = np.arange(min(START_ROWS, teacher.logits_MNC.shape[1]))
     mean_BC, members_MBC = teacher.targets(rows_B, device)

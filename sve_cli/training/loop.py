@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -18,10 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sve_cli.allocator import kept_pages
 from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, keyed_generator
 from sve_cli.errors import DivergenceError
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, tensor_to
+from sve_cli.training.dropout import member_dropout
+from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
 
@@ -57,6 +61,7 @@ class Fit:
     steps: int
     samples_per_second: float
     best: list[dict[str, Any]]
+    meter: Meter
 
 
 class Trainer:
@@ -92,9 +97,14 @@ class Trainer:
         self.done_steps = 0
         self.last_save = time.monotonic()
         self.finished: list[dict[str, Any]] = []
+        self.meter = Meter()
 
     def fit(self) -> Fit:
         """Run all rounds. Restores from a checkpoint first when there is one."""
+        with kept_pages():
+            return self._fit()
+
+    def _fit(self) -> Fit:
         started = time.monotonic()
         resume = self._restore()
         first_step = self.done_steps
@@ -105,7 +115,7 @@ class Trainer:
         seconds = time.monotonic() - started
         passes = sum(self._steps_of(r) * len(r.members) for r in self.rounds) / max(self.total_steps, 1)  # members a step
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
-        return Fit(seconds, self.done_steps, rate, self.finished)
+        return Fit(seconds, self.done_steps, rate, self.finished, self.meter)
 
     def _steps_of(self, r: Round) -> int:
         return round_steps(self.spec, r, self.batches_per_epoch)
@@ -169,7 +179,8 @@ class Trainer:
         start = self.round_done - epoch * self.batches_per_epoch
         steps = min(self.batches_per_epoch, total - epoch * self.batches_per_epoch)  # the last epoch of a cycle may be cut short
         for k in range(start, steps):
-            losses_M = self._step(r, [b[k] for b in batches], total, (number, epoch, k))
+            with self.meter.step():
+                losses_M = self._step(r, [b[k] for b in batches], total, (number, epoch, k))
             self.loss_sum_M += losses_M
             self.round_done += 1
             self.done_steps += 1
@@ -197,7 +208,7 @@ class Trainer:
         factor = learning_rate_factor(self.round_done, total, self.spec)
         for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters), strict=True):
             group["lr"] = self._base_lr(g) * factor
-        if self.ensemble.dropout:
+        if self.ensemble.dropout:  # what member_dropout does not take
             torch.manual_seed(keyed_generator(self.seed, "dropout", *key).initial_seed())
         self.ensemble.set_training(True)
         losses_M = np.zeros(len(r.members))
@@ -242,11 +253,16 @@ class Trainer:
         else:
             inputs = self.train.batch(stacked)
         inputs = tensor_to(inputs, self.device)
+        self.meter.count(inputs)
         per_member = len(part) > 1
         if per_member:
             inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
-            return self.ensemble(inputs, members, per_member=per_member).logits_MBC
+        dropout = member_dropout(self.seed, members, key) if self.ensemble.dropout else nullcontext()
+        self.ensemble.context.draw = (self.seed, *key)
+        with dropout, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+            logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC
+        self.ensemble.context.draw = None
+        return logits_MBC
 
     def _features(self) -> Tensor:
         assert self.features is not None

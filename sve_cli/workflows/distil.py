@@ -37,7 +37,7 @@ from sve_cli.rundir import RunDir, atomic_path, file_digest, read_json
 from sve_cli.samples import Samples
 from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded
-from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_constant
+from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
 from sve_cli.workflows.session import Session
 from sve_cli.workflows.stored import saved_predictions
@@ -168,7 +168,7 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
     t, how = settings.calibrated.temperature, settings.calibrated.aggregate
     teacher = Teacher(said_MNC, encoded.mask_NC, t, how)
     objective = Distillation(teacher, Teacher(judged_MNC, selection.mask_NC, t, how), session.device)
-    student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed, best_constant(teacher))
+    student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed, best_line(teacher))
     session.to_device(student.ensemble)
     share, bias_lr = settings.lr / learning_rate(recipe), recipe.train.bias_lr
     student.slow_heads(share)
@@ -186,6 +186,7 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
         "aggregate": how,
         "train": repr(spec),
         "version": __version__,
+        "evidence": "by log entropy",
     }
     checkpoint = run.path / FOLDER / f"training-{_key(made_with)}.safetensors"
     history = _fit(session, student, encoded, selection, objective, spec, settings.lr, checkpoint)

@@ -156,7 +156,7 @@ def compare_systems(
     if calibrated.temperature != 1.0:
         rows["ensemble, without temperature"] = _row(lambda name: plain.view(by_members[name]), sets)
     rows["distilled"] = _row(lambda name: student_view(session, student, name), sets)
-    averaged = {name: _averaged(session, ensemble, name) for name in ("test", *sets)}
+    averaged = {name: averaged_predictions(session, ensemble, name) for name in ("test", *sets)}
     rows["averaged"] = _row(lambda name: plain.view(averaged[name]), sets, one=True)
     if single is not None:
         rows["single"] = _row(lambda name: single.calibrated.view(single.test), [], one=True)
@@ -205,7 +205,7 @@ def student_view(session: Session, student: Student, name: str) -> Aggregated:
     return replace(view, mutual_information_N=mutual_N)
 
 
-def _averaged(session: Session, ensemble: Ensemble, name: str) -> Predictions:
+def averaged_predictions(session: Session, ensemble: Ensemble, name: str) -> Predictions:
     """The averaged network's predictions on a set."""
     samples, encoded = session.split(name)
     model = ensemble.averaged_model().to(session.device).eval()

@@ -18,6 +18,7 @@ from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.foreign import open_predictions
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
+from sve_cli.metrics.aggregate import aggregate_each
 from sve_cli.metrics.intervals import how_resampled
 from sve_cli.ood.build import needs_features
 from sve_cli.ood.training_features import TrainingFeatures
@@ -29,6 +30,7 @@ from sve_cli.registry import RENDERERS
 from sve_cli.report import Report
 from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
 from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
+from sve_cli.statistics import one_blas_thread
 from sve_cli.tasks.common import tensor_to
 from sve_cli.workflows.fitting import fit_posthoc, with_weights
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
@@ -189,6 +191,7 @@ def _limited(limit: int | None) -> list[str]:
     return [f"Limited to {limit} rows a split: not comparable with full runs."] if limit else []
 
 
+@one_blas_thread()
 def build_report(
     title: str,
     test: Predictions,
@@ -203,7 +206,10 @@ def build_report(
 ) -> Report:
     """Score predictions and put the result in words."""
     view = aggregate_members(test, spec.aggregate)
-    rows = score(test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed, view=view)
+    members = aggregate_each(test, spec.aggregate) if test.n_members > 1 else []
+    rows = score(
+        test, spec, temperature=posthoc.temperature, vector=posthoc.vector, before=before, seed=seed, view=view, members=members
+    )
     tables = score_ood(test, ood, spec, seed, training, groups)
     behind = break_down(test, spec, seed, view)
     named = dict(zip((table.name for table in tables), ood, strict=True))
@@ -216,13 +222,22 @@ def build_report(
         n=test.n_samples,
         classes=test.classes,
         ood=tables,
-        decisions=measure_decisions(test, named, posthoc, spec, seed, training),
+        decisions=measure_decisions(test, named, posthoc, spec, seed, training, view),
         bin_choices=behind.bin_choices,
         per_class=behind.per_class,
         slices=behind.slices,
         risk_curve=behind.risk_curve,
         answers=behind.answers,
-        diagnosis=diagnose(test, list(named.items()), spec, view=view, before=before, training=training, seed=seed),
+        diagnosis=diagnose(
+            test,
+            list(named.items()),
+            spec,
+            view=view,
+            members=members,
+            before=before,
+            training=training,
+            seed=seed,
+        ),
         warnings=data_warnings(test),
         provenance={
             "notes": notes,

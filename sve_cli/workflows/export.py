@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,19 @@ from typing import Any
 import numpy as np
 
 from sve_cli.certify import Certificate, export_and_certify
-from sve_cli.certify.export import require_free
+from sve_cli.certify.export import require_dtype, require_free, require_members
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import SveError
-from sve_cli.export import Artifact, Options, Source
+from sve_cli.export import Artifact, Options, Source, Target
 from sve_cli.factors import FactorStore
 from sve_cli.registry import EXPORTERS
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json
 from sve_cli.statistics import without_weights
 from sve_cli.workflows import distil
 from sve_cli.workflows.choose_members import best_members
-from sve_cli.workflows.evaluate import saved_predictions
+from sve_cli.workflows.export_results import results_of_run
 from sve_cli.workflows.session import Log, Session, open_session, run_recipe
+from sve_cli.workflows.stored import saved_predictions
 
 EXAMPLES = 8
 
@@ -64,16 +65,22 @@ def export(
         SveError: unknown target or member, a folder in the way.
         CheckFailed: an artifact is not what it claims to be.
     """
-    for target in targets:
-        EXPORTERS[target]  # refuses an unknown name before any work
+    exporters: dict[str, Target] = {
+        target: EXPORTERS.resolve(target) for target in targets
+    }  # refuses an unknown name before any work
     check_seal(run.path)
     recipe = run_recipe(run)
     lock = read_json(run.path / "recipe.lock.json")
+    wanted, place, count = options or Options(), out or run.path / "exports", recipe.method.members
+    chosen = _before_data(exporters.values(), members, best, count)
+    require_dtype(wanted.dtype, exporters)
+    require_free(place, [name for e in exporters.values() for name in e.names(chosen, wanted)], recipe.model.name)
     session = open_session(recipe, log, lock["limit"], need=("train", "validation", "test"))
     ensemble = session.load_run(run)
-    chosen = _members(run, session, ensemble, members, best)
+    if best is not None:
+        chosen = _best(run, session, ensemble, best)
+        require_free(place, [name for e in exporters.values() for name in e.names(chosen, wanted)], recipe.model.name)
     samples, encoded = session.split("test")
-    wanted = options or Options()
     source = Source(
         ensemble,
         tuple(chosen),
@@ -84,25 +91,30 @@ def export(
         lambda: encoded.batch(np.arange(min(EXAMPLES, len(encoded)))),
         FactorStore(),
     )
-    place = out or run.path / "exports"
-    names = [name for target in targets for name in EXPORTERS.resolve(target).names(source)]
-    require_free(place, names, recipe.model.name)  # before a network is trained for nothing
     prepared = {target: PREPARE[target](session, run, ensemble, wanted) for target in targets if target in PREPARE}
-    return export_and_certify(replace(source, prepared=prepared), session.task, samples, targets, place, command)
+    results = results_of_run(session, run, ensemble, prepared)
+    return export_and_certify(replace(source, prepared=prepared, results=results), session.task, samples, targets, place, command)
 
 
-def _members(run: RunDir, session: Session, ensemble: Ensemble, members: Sequence[int] | None, best: int | None) -> Sequence[int]:
-    if best is None:
-        chosen = range(ensemble.n_members) if members is None else members
-        wrong = [m for m in chosen if not 0 <= m < ensemble.n_members]
-        if wrong:
-            raise SveError(f"There is no member {wrong[0]}; this run has members 0 to {ensemble.n_members - 1}.")
-        return chosen
-    if not 1 <= best <= ensemble.n_members:
-        raise SveError(f"--members best:{best} asks for {best} members, and this run has {ensemble.n_members}.")
+def _before_data(targets: Iterable[Target], members: Sequence[int] | None, best: int | None, count: int) -> Sequence[int]:
+    """The members asked for; those that --members best:K will choose are not known yet, and are none here.
+
+    Raises:
+        SveError: members that the run does not have.
+    """
+    if best is not None:
+        if not 1 <= best <= count:
+            raise SveError(f"--members best:{best} asks for {best} members, and this run has {count}.")
+        return ()
+    chosen = tuple(range(count) if members is None else members)
+    require_members(chosen, count, targets)
+    return chosen
+
+
+def _best(run: RunDir, session: Session, ensemble: Ensemble, k: int) -> Sequence[int]:
     digest = file_digest(run.path / "ensemble.safetensors")
     validation = saved_predictions(run, "validation", digest) or session.predict(ensemble, "validation", digest)
-    found, sentence = best_members(validation, best, session.recipe.seed, without_weights(session.recipe.evaluate.aggregate))
+    found, sentence = best_members(validation, k, session.recipe.seed, without_weights(session.recipe.evaluate.aggregate))
     session.log.say(sentence)
     return found
 

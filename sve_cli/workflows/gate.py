@@ -25,6 +25,7 @@ from sve_cli.render.gate import render_junit, render_markdown
 from sve_cli.render.tables import metric_name
 from sve_cli.report import Direction, MetricValue
 from sve_cli.rundir import write_text
+from sve_cli.statistics import one_blas_thread
 from sve_cli.verdict import Check, Rule, Verdict
 from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.gate_sides import Judged, Reference, compared_by_default, open_reference, same_classes
@@ -33,6 +34,7 @@ from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_samples
 FEW = 500  # resamples where only a standard error and a bias are asked for
 
 
+@one_blas_thread()
 def judge(
     judged: Judged, reference: Reference | None, file: GateFile | None, conditions: Sequence[Condition] = (), missing: str = ""
 ) -> Verdict:
@@ -288,7 +290,7 @@ class _Court:
         )  # fmt: skip
         return {
             row.key: _against(
-                row, self.metrics[row.key], views[0], gates.changed_samples(samples[0], samples[1], row.key), self.judged.bins,
+                row, self.metrics[row.key], views, gates.changed_samples(samples[0], samples[1], row.key), self.judged.bins,
                 self.settings, self.level,
             )
             for row in rows
@@ -321,20 +323,24 @@ def compare_samples(
     how = Settings("probs", bins, settings.bootstrap, 0, level.confidence, settings.seed)
     rows = differences(statistics, [baseline.n], how) if statistics else []
     return {
-        row.key: _against(row, metrics[row.key], views[0], gates.changed_samples(baseline, other, row.key), bins, settings, level)
+        row.key: _against(row, metrics[row.key], views, gates.changed_samples(baseline, other, row.key), bins, settings, level)
         for row in rows
     }
 
 
 def _against(
-    row: Difference, metric: Metric, view: Aggregated, changed: int, bins: int, settings: GateSettings, level: Level
+    row: Difference, metric: Metric, views: Sequence[Aggregated], changed: int, bins: int, settings: GateSettings, level: Level
 ) -> Against:
-    """A paired difference, with what resampling the baseline alone says. `view`: the baseline's."""
-    rows = metric.rows(view)
+    """A paired difference, with what resampling the baseline alone says. `views`: the baseline's and the other's."""
+    rows, other = (metric.rows(view) for view in views)
     resamples = min(settings.bootstrap, FEW)
     alone = gates.alone(metric.prepare(rows, bins), rows.n, resamples, level, settings.seed, metric.max_resamples)
+    alike = None
+    if metric.parts is not None and metric.norm == "sum" and changed:
+        gaps, few = (metric.parts(rows, bins), metric.parts(other, bins)), min(resamples, metric.max_resamples or resamples)
+        alike = gates.alike(*gaps, rows.n, few, settings.seed)
     return Against(
-        row.other, row.reference, row.low, row.high, row.standard_error, row.n, changed, alone.error, alone.bias
+        row.other, row.reference, row.low, row.high, row.standard_error, row.n, changed, alone.error, alone.bias, alike
     )  # fmt: skip
 
 

@@ -206,11 +206,25 @@ def load(
 
         return open_distilled(folder, log, where)
     if not (folder / CONFIG).is_file():
-        raise SveError(
-            f"There is neither a run (recipe.yaml) nor an adapter ({CONFIG}) nor a distilled network ({EVIDENCE}) at '{path}'.",
-            "Name a run's folder, or what `sve export` wrote. Merged members open with their own library.",
-        )
+        raise _nothing_to_load(folder)
     return open_adapter(folder, log, where, base)
+
+
+def _nothing_to_load(folder: Path) -> SveError:
+    """What is at a place that holds neither a run nor an adapter nor a distilled network, and what to name instead."""
+    name = "Name a run's folder, or what `sve export` wrote."
+    if not folder.exists():
+        return SveError(f"There is no folder '{folder}'.", f"Paths start at the current folder, {Path.cwd()}. {name}")
+    if not folder.is_dir():
+        return SveError(f"'{folder}' is a file.", f"Name the folder that holds it: {folder.parent}")
+    if (folder / "config.json").is_file():
+        call = f"its own library; the card says how: {folder / 'README.md'}"
+        return SveError(f"'{folder}' is a checkpoint, not an ensemble.", f"Open it with {call}")
+    below = sorted({p.parent for marker in ("recipe.yaml", CONFIG, EVIDENCE) for p in folder.glob(f"*/{marker}")})
+    if below:
+        return SveError(f"'{folder}' holds folders that can be loaded, but is none.", f"Name one: {', '.join(map(str, below[:5]))}")
+    what = f"neither a run (recipe.yaml) nor an adapter ({CONFIG}) nor a distilled network ({EVIDENCE})"
+    return SveError(f"'{folder}' is {'empty' if not any(folder.iterdir()) else what}.", name)
 
 
 def _from_hub(name: str) -> Path:
@@ -221,7 +235,8 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise SveError(f"There is no folder '{name}', and the hub gave none ({first}).", "Check the path or the hub id.") from error
+        hint = f"Check the path (paths start at {Path.cwd()}) or the hub id."
+        raise SveError(f"There is no folder '{name}', and the hub gave none ({first}).", hint) from error
 
 
 def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: str | Path | None = None) -> LoadedEnsemble:

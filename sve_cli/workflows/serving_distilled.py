@@ -18,6 +18,7 @@ from torch import Tensor
 from sve_cli.backbone import load_backbone
 from sve_cli.errors import CheckpointError
 from sve_cli.export.distilled import EVIDENCE
+from sve_cli.methods.distilled import LEAST_ENTROPY
 from sve_cli.metrics.dirichlet import concentrations, mean_entropy, mutual_information
 from sve_cli.prediction import batches_by_length
 from sve_cli.recipe.spec import DataSpec, MethodSpec, ModelSpec, Recipe, TaskSpec
@@ -58,7 +59,6 @@ class LoadedDistilled:
         samples = to_samples(inputs, session.task.modality, pairs)
         encoded = session.task.encode(samples)
         logits_NC = torch.zeros(len(encoded), len(self.classes))
-        log_precision_N = torch.zeros(len(encoded))
         head = session.backbone.head
         assert head is not None
         with torch.inference_mode():
@@ -66,8 +66,9 @@ class LoadedDistilled:
                 inputs_B = tensor_to(encoded.batch(rows), session.device)
                 features_BF = session.backbone.features(session.backbone.network, inputs_B).float().cpu()
                 logits_NC[rows] = torch.nn.functional.linear(features_BF, head.weight_CF.float(), head.bias_C)
-                log_precision_N[rows] = features_BF @ self._evidence["weight"] + self._evidence["bias"]
         probs_NC = torch.softmax(logits_NC.double(), -1)
+        log_entropy_N = (torch.special.entr(probs_NC).sum(-1) + LEAST_ENTROPY).log()
+        log_precision_N = self._evidence["weight"].double() * log_entropy_N + self._evidence["bias"].double()
         alpha_NC = concentrations(probs_NC, log_precision_N)
         entropy_N, mutual_N = mean_entropy(alpha_NC).numpy(), mutual_information(alpha_NC).numpy()
         return Answers(
@@ -102,7 +103,7 @@ def open_distilled(folder: Path, log: Log, device: torch.device) -> LoadedDistil
     model = ModelSpec(name=str(folder), pooling="auto" if images else pooling)  # type: ignore[arg-type]
     spec = TaskSpec(name="image_classification" if images else "text_classification", head="checkpoint")
     backbone = load_backbone(model, spec.name)
-    if not {"weight", "bias"} <= evidence.keys() or evidence["weight"].shape != (backbone.feature_dim,):
+    if not {"weight", "bias"} <= evidence.keys() or evidence["weight"].shape != (1,):
         raise CheckpointError(f"'{folder / EVIDENCE}' does not belong to this network.", "Export it again.")
     if backbone.head is None or backbone.head.classes is None:
         raise CheckpointError(

@@ -32,7 +32,7 @@ from sve_cli.render.shift import render_html, render_markdown
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, write_text
 from sve_cli.samples import Samples
 from sve_cli.shift import CONFIDENCE, Cell, Estimate, Kind, Scores, SecondSet, Shift
-from sve_cli.statistics import without_weights
+from sve_cli.statistics import one_blas_thread, without_weights
 from sve_cli.workflows.session import MODALITY, Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.shift_cells import Cells
 from sve_cli.workflows.stored import stored_posthoc
@@ -197,6 +197,7 @@ class _Judge:
         bins = self.spec.bins
         return {**{metric.key(bins): metric.definition(bins) for metric in self.metrics}, CONFIDENCE: MEAN_CONFIDENCE}
 
+    @one_blas_thread()
     def scores(self, predictions: Predictions) -> Scores:
         scaled = None if self.temperature is None else self.temperature.apply(predictions)
         return Scores(self._of(predictions), {} if scaled is None else self._of(scaled))

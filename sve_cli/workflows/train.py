@@ -123,8 +123,9 @@ def finish(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit,
     """What follows the training: store the ensemble, evaluate it and seal the run."""
     recipe = session.recipe
     _write_ensemble(run, ensemble, recipe)
+    speed = _speed(session, fit)
     facts = {
-        "seconds": round(fit.seconds, 1), "samples_per_second": round(fit.samples_per_second, 1), "steps": fit.steps,
+        "seconds": round(fit.seconds, 1), **speed, "samples_per_second": round(fit.samples_per_second, 1), "steps": fit.steps,
         "best": fit.best, "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "command": command,
     }  # fmt: skip
     write_json(run.path / "training.json", facts)
@@ -133,6 +134,18 @@ def finish(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit,
     for leftover in [*run.path.glob(".*.tmp*"), *run.path.glob("checkpoints/*")]:  # only now: a kill before may need them
         leftover.unlink()
     return report
+
+
+def _speed(session: Session, fit: training.Fit) -> dict[str, Any]:
+    """How fast the steps were, said and returned; {} where none ran or only heads trained."""
+    share = fit.meter.utilisation(session.device, training.training_precision(session.recipe.train, session.device))
+    if share is None:
+        return {}
+    session.log.say(
+        f"Training: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together; its products use {share:.0%} of "
+        "the peak that one large product reaches here."
+    )
+    return {f"{fit.meter.unit}_per_second": round(fit.meter.per_second, 1), "model_flops_utilisation": round(share, 3)}
 
 
 def require_place(out: Path | None, overwrite: bool) -> None:

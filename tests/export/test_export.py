@@ -23,7 +23,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from sve_cli.certify import Answer, Certificate, Questions, in_fresh_process, process
-from sve_cli.certify.export import STAGING
+from sve_cli.certify.staging import STAGING
 from sve_cli.errors import CheckFailed, NotExportable, SveError
 from sve_cli.export import Artifact, require_complete
 from sve_cli.export import merged as merged_target
@@ -224,13 +224,17 @@ def test_a_wrong_export_is_refused_and_removed(
     assert not list(tmp_path.iterdir())  # neither the folder nor what was staged
 
 
-@pytest.mark.parametrize("wrong", ["member", "base"])
+@pytest.mark.parametrize("wrong", ["member", "base", "no head"])
 def test_a_wrong_average_is_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     case = make("bert")
     base, ensemble = case.ensemble.backbone, case.ensemble
     models = {"member": lambda: ensemble.member_model(2), "base": lambda: base.with_head(base.fresh(), ensemble.averaged_head())}
-    monkeypatch.setattr(ensemble, "averaged_model", models[wrong])
-    with pytest.raises(CheckFailed, match={"member": "It is member 2", "base": "with the mean head"}[wrong]):
+    if wrong in models:
+        monkeypatch.setattr(ensemble, "averaged_model", models[wrong])
+    else:
+        after_saving(drop_head)(case, monkeypatch)
+    saying = {"member": "It is member 2", "base": "with the mean head", "no head": "classifier.bias"}[wrong]
+    with pytest.raises(CheckFailed, match=saying):
         export(case, tmp_path / "out", ("averaged",))
     assert not list(tmp_path.iterdir())
 

@@ -32,7 +32,7 @@ def moved(lab: Any, method: str, network: str, **keys: Any) -> Any:
 
 def student_of(lab: Any, built: Any, method: str, params: dict[str, Any] | None = None) -> Student:
     spec = MethodSpec(name=method, members=3, params=params or {})
-    return build_student(built.ensemble, built.backbone, spec, lab.store, 0, 1.5)
+    return build_student(built.ensemble, built.backbone, spec, lab.store, 0, (0.0, 1.5))
 
 
 @everywhere
@@ -63,7 +63,7 @@ def test_it_starts_as_the_averaged_network_with_other_parameters(lab: Any, param
 def test_exactly_the_declared_parameters_train_and_all_get_a_gradient(lab: Any, method: str, network: str) -> None:
     ensemble = student_of(lab, moved(lab, method, network), method).ensemble
     declared = ensemble.trainable()
-    assert {"heads.evidence_weight_MF", "heads.evidence_bias_M"} <= declared.keys()
+    assert {"heads.evidence_weight_M", "heads.evidence_bias_M"} <= declared.keys()
     assert {id(p) for p in ensemble.parameters() if p.requires_grad} == {id(p) for p in declared.values()}
     roles = {group.role for group in ensemble.groups}
     assert roles == {"sve": {"sigma", "bias", "head"}, "sve_lora": {"sigma", "bias", "lora", "head"}, "heads_only": {"head"}}[

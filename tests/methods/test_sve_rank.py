@@ -120,7 +120,7 @@ def test_the_cost_falls_with_the_rank_and_unneeded_factors_go() -> None:
     # Square d = 64, N rows: factored 2·N·64·128; residual 2·N·64² + 2·N·k·128: below it under k = 32.
     assert linear_forms.training_flops("residual", 10, 64, 64, 8) == 2 * 10 * 64**2 + 2 * 10 * 8 * 128
     assert linear_forms.training_flops("factored", 10, 64, 64, 8) == linear_forms.training_flops("factored", 10, 64, 64)
-    assert linear_forms.training_flops("materialised", 10, 64, 64, 8) == 3 * 10 * 64**2 + 2 * 64**2 * 8
+    assert linear_forms.training_flops("materialised", 10, 64, 64, 8) == 2 * 10 * 64**2 + 64**2 * 8 + 10 * 8 * 128
     assert [linear_forms.cheapest(10, 64, 64, k) for k in (8, 24, 31, 40, 64)] == ["residual"] * 2 + ["factored"] * 3
     assert linear_forms.cheapest(10, 256, 64, 40) == "factored"  # a 4:1 layer saves below a fifth of its rank only
     assert linear_forms.cheapest(10, 256, 64, 8) == "residual"
@@ -194,3 +194,41 @@ def test_the_loop_tells_the_ensemble_how_far_it_is(lab: Any) -> None:
     built.ensemble.on_progress = shares.append
     built.fit(epochs=2)
     assert shares == [0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+def sigma_gradient(layer: SVELinear, x_MNI: Tensor) -> Tensor:
+    layer.delta_MR.grad = None
+    (layer.forward_MNI(x_MNI).sin() * torch.arange(1.0, 4.0)).sum().backward()
+    assert layer.delta_MR.grad is not None
+    return layer.delta_MR.grad.clone()
+
+
+@pytest.mark.parametrize(("rank", "n"), [(None, 40), (2, 41)])
+def test_a_gradient_from_some_of_the_rows_has_the_gradient_of_all_as_its_mean(rank: int | None, n: int) -> None:
+    torch.manual_seed(1)
+    x_MNI = torch.randn(2, n, 3)
+    whole = make_layer((3, 3), rank=rank, form="materialised")
+    some = make_layer((3, 3), rank=rank, form="materialised", sigma_grad_tokens=0.25)
+    assert torch.equal(some.forward_MNI(x_MNI), whole.forward_MNI(x_MNI))
+    exact = sigma_gradient(whole, x_MNI)
+    torch.testing.assert_close(sigma_gradient(some, x_MNI), exact)  # outside of training steps: all rows
+    draws = []
+    for step in range(400):
+        some.context.draw = (0, 0, 0, step)
+        draws.append(sigma_gradient(some, x_MNI))
+    found = torch.stack(draws)
+    error = (found.mean(0) - exact) / (found.std(0) / len(draws) ** 0.5)
+    assert float(error.abs().max()) < 4
+    assert float(found.std(0).min()) > 0.01
+    some.context.draw = (0, 0, 0, 7)
+    assert torch.equal(sigma_gradient(some, x_MNI), draws[7])
+
+
+@pytest.mark.parametrize(("n", "share", "k"), [(40, 0.25, 10), (41, 0.25, 10), (3, 0.25, 1), (9, 1 / 3, 3)])
+def test_every_row_is_drawn_as_often(n: int, share: float, k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([linear_forms.drawn_rows(n, share, generator) for _ in range(1500)])
+    assert drawn.shape == (1500, k)
+    assert all(len(set(row.tolist())) == k for row in drawn[:100])
+    counts = torch.bincount(drawn.flatten(), minlength=n).double()
+    assert float((counts / 1500 - k / n).abs().max()) < 5 * (k / n / 1500) ** 0.5

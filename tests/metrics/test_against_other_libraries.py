@@ -88,6 +88,25 @@ def test_netcals_ace_counts_bins_alike() -> None:
     assert value("ece_top1_m15", view) == pytest.approx(of_netcal(view, 15, "ACE"), abs=5e-3)
 
 
+def test_pytorch_oods_calibration_error_and_aurra() -> None:
+    """Bins of 30 samples are ours of equal mass where 15 of them make up n; AURRA is the mean accuracy, so 1 - AURC."""
+    theirs = pytest.importorskip("pytorch_ood.metrics")
+    view = random_view(450, 5, 1)
+    confidence, right = torch.from_numpy(view.confidence_N), torch.from_numpy(view.correct_N)
+    assert value("ece_top1_m15", view) == pytest.approx(theirs.calibration_error(confidence, right, "1", 30), abs=1e-12)
+    assert value("aurc", view) == pytest.approx(1 - theirs.aurra(confidence, right), abs=1e-12)
+
+
+def test_pytorch_oods_last_bin_holds_the_rest() -> None:
+    """45 samples in bins of 20 are bins of 20 and 25, where ours share evenly; its release before 0.4 left the last one out."""
+    theirs = pytest.importorskip("pytorch_ood.metrics")
+    view = random_view(45, 5, 2)
+    confidence, right = torch.from_numpy(view.confidence_N), torch.from_numpy(view.correct_N)
+    found = theirs.calibration_error(confidence, right, "1", 20)
+    gaps = (view.correct_N - view.confidence_N)[np.argsort(view.confidence_N)]
+    assert found == pytest.approx((abs(gaps[:20].sum()) + abs(gaps[20:].sum())) / 45, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", RECORDS)
 def test_recorded_networks(name: str) -> None:
     """All five recorded networks: the calibration error with 15 bins is torchmetrics' to 1e-6.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sve_cli.metrics import intervals
 from sve_cli.metrics.aggregate import Aggregated, aggregate
 from sve_cli.metrics.binning import bin_index
 from sve_cli.metrics.intervals import gaps_interval, measure, unseen_share
@@ -150,3 +151,26 @@ def test_many_samples_take_fewer_resamples_and_say_so(monkeypatch: pytest.Monkey
     fewer, exactly = measure(view, metrics, 15, 500, 0.95, 0), measure(view, metrics, 15, 120, 0.95, 0)
     assert "from 120 resamples" in fewer["nll"].definition and "because" not in exactly["nll"].definition
     assert (fewer["nll"].low, fewer["nll"].high) == (exactly["nll"].low, exactly["nll"].high)
+
+
+def test_weights_that_are_kept_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = aggregate(Predictions(np.zeros((1, 60, 2), np.float32), np.zeros(60, int), [str(i) for i in range(60)], ["a", "b"], "d"))
+    drawn = list(intervals.weight_blocks(view, 70, 3))
+    monkeypatch.setattr(intervals, "REMEMBERED", 60 * 70)
+    for _ in range(2):
+        kept = list(intervals.weight_blocks(view, 70, 3))
+        assert all((one == other).all() and one.dtype == other.dtype for one, other in zip(kept, drawn, strict=True))
+    assert not (next(iter(intervals.weight_blocks(view, 70, 4))) == drawn[0]).all()
+
+
+def test_interval_search_by_quantiles() -> None:
+    """The same limits as quantiles of the resampled norms give, empty bins included."""
+    rng = np.random.default_rng(0)
+    seen = np.array([0.02, 0.0, -0.01, 0.03])
+    resampled = seen[:, None] + 0.003 * rng.normal(size=(4, 399)) * (seen != 0)[:, None]
+    noise = resampled - resampled.mean(axis=1, keepdims=True)
+    low, high = gaps_interval(seen, resampled, "sum", 0.9)
+    value = np.abs(seen).sum()
+    for limit, share in ((low, 0.95), (high, 0.05)):
+        around = [np.quantile(np.abs(f * limit / value * seen[:, None] + noise).sum(axis=0), share) for f in (0.99, 1.01)]
+        assert around[0] < value < around[1]

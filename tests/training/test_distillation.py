@@ -18,7 +18,7 @@ from sve_cli.methods.distilled import build_student
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import MethodSpec, TrainSpec
 from sve_cli.training import Checkpointer, Trainer
-from sve_cli.training.distillation import Distillation, Teacher, best_constant
+from sve_cli.training.distillation import Distillation, Teacher, best_constant, best_line
 
 CPU = torch.device("cpu")
 ROWS = np.arange(1)
@@ -84,6 +84,18 @@ def test_the_precision_of_drawn_members_is_found_again() -> None:
     assert best_constant(Teacher(tight, None, 1.0, "probs")) == pytest.approx(6.0, abs=0.3)
 
 
+def test_members_that_differ_more_where_they_are_unsure_give_a_falling_line() -> None:
+    torch.manual_seed(0)
+    probs = torch.softmax(3 * torch.randn(400, 5).double(), -1)
+    log_entropy = (torch.special.entr(probs).sum(-1) + 1e-3).log()
+    drawn = Dirichlet(probs.clamp_min(1e-3) * (-1.5 * log_entropy + 3.0).exp()[:, None]).sample((20,))
+    logits_MNC = drawn.clamp_min(1e-6).log().numpy().astype(np.float32)
+    weight, bias = best_line(Teacher(logits_MNC, None, 1.0, "probs"))
+    assert weight == pytest.approx(-1.5, abs=0.4) and bias == pytest.approx(3.0, abs=0.4)
+    exists = np.ones((400, 5), dtype=bool)
+    assert best_line(Teacher(logits_MNC, exists, 1.0, "probs"))[0] == 0.0  # options may differ, which the head does not know
+
+
 def test_a_student_that_says_the_mean_has_no_divergence() -> None:
     generator = np.random.default_rng(0)
     teacher = Teacher(generator.normal(size=(3, 7, 4)).astype(np.float32), None, 1.3, "probs")
@@ -109,7 +121,7 @@ def run(lab: Any, loaded: Saved | None) -> tuple[dict[str, Tensor], list[Saved],
     teachers = [
         Teacher(predict_logits(built.ensemble, rows, 8)[0], rows.mask_NC, 1.0, "probs") for rows in (built.train, built.test)
     ]
-    student = build_student(built.ensemble, built.backbone, spec, lab.store, 0, 1.0).ensemble
+    student = build_student(built.ensemble, built.backbone, spec, lab.store, 0, (-1.0, 1.0)).ensemble
     train = TrainSpec(epochs=2, batch_size=6, precision="float32", checkpoint_minutes=0.0)
     fit = Trainer(
         student, built.train, built.test, lambda m: predict_logits(student, built.test, 8, m)[0], train, 2e-2, 0, built.log,

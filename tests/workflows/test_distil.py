@@ -59,7 +59,7 @@ def test_it_is_trained_once_certified_and_measured(sve: Any, run: Path, tmp_path
     with pytest.raises(DataError):
         loaded.predict(["a text"])
     with safe_open(folder / "evidence.safetensors", framework="numpy") as file:
-        assert file.get_tensor("weight").ndim == 1 and "log-precision from" in file.metadata()["format"]
+        assert file.get_tensor("weight").ndim == 1 and "log-precision =" in file.metadata()["format"]
 
 
 def test_what_cannot_work_is_refused_before_the_training(sve: Any, run: Path, tmp_path: Path) -> None:

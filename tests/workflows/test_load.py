@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import runpy
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,29 @@ def test_the_example_of_the_docs_answers_as_sve_predict(sve: Any, trained: Path,
         assert f"{answer.labels[i]} {answer.probabilities[i].max():.3f}" in shown.getvalue()
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SveError, match=r"neither a run \(recipe.yaml\) nor an adapter"):
-        sve_cli.load(tmp_path)
+def test_what_is_no_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, file in [("notes", "notes.txt"), ("checkpoint", "config.json"), ("parent/run", "recipe.yaml")]:
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / file).write_text("{}")
+    (tmp_path / "empty").mkdir()
+    for place, message in [
+        ("nowhere", rf"no folder 'nowhere'. Paths start at the current folder, {tmp_path}"),
+        ("notes/notes.txt", r"'notes/notes.txt' is a file. Name the folder that holds it: notes"),
+        ("notes", r"neither a run \(recipe.yaml\) nor an adapter \(adapter.json\)"),
+        ("empty", r"'empty' is empty. Name a run's folder, or what `sve export` wrote"),
+        ("checkpoint", r"is a checkpoint, not an ensemble. Open it with its own library"),
+        ("parent", r"holds folders that can be loaded, but is none. Name one: parent/run"),
+    ]:
+        with pytest.raises(SveError, match=message):
+            sve_cli.load(place)
+
+
+def test_a_run_that_is_not_finished_is_refused(trained: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    (run / "COMPLETE").unlink()
+    with pytest.raises(SveError, match=f"'{run}' is not complete. Finish it with: sve train --resume {run}"):
+        sve_cli.load(run)
 
 
 def test_members_are_chosen_one_after_another() -> None:

@@ -45,32 +45,46 @@ def _adapted(base: Any, folder: Path) -> tuple[Any, list[str]]:
 
 
 def _timm(folder: Path, place: str, config: dict[str, Any], asked: Any) -> Answer:
+    import peft
     import timm
 
+    plain = asked.reloader("plain")
     name = f"local-dir:{place}" if Path(place).is_dir() else place
     base: Any = timm.create_model(name, pretrained=True, **{k: v for k, v in config["model_args"].items() if k != "num_classes"})
     base.reset_classifier(config["num_classes"])
     model, missing = _adapted(base, folder)
     transform = timm.data.create_transform(**timm.data.resolve_data_config(config["pretrained_cfg"]), is_training=False)
     logits_NC = torch.cat([model(pixels) for pixels in asked.pixels(transform)])
-    return {"logits": logits_NC}, {"classes": list(config["label_names"]), "missing": missing, "versions": _versions(timm)}
+    return {"logits": logits_NC}, {
+        "classes": list(config["label_names"]),
+        "missing": missing,
+        "versions": plain.versions(timm, peft),
+    }
 
 
 def _sequence_classifier(folder: Path, place: str, asked: Any) -> Answer:
+    import peft
     import transformers
 
+    plain = asked.reloader("plain")
     config = transformers.AutoConfig.from_pretrained(folder)
     auto = transformers.AutoModelForSequenceClassification
     model, missing = _adapted(_open(auto, place, config=config, ignore_mismatched_sizes=True), folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     logits_NC = torch.cat([model(**batch).logits for batch in asked.tokenised(tokenizer)])
-    return {"logits": logits_NC}, {"classes": _classes(config), "missing": missing, "versions": _versions(transformers)}
+    return {"logits": logits_NC}, {
+        "classes": plain.class_names(config),
+        "missing": missing,
+        "versions": plain.versions(transformers, peft),
+    }
 
 
 def _pooled(folder: Path, place: str, asked: Any) -> Answer:
     """The adapted encoder, then what 1_Pooling and 2_Dense say."""
+    import peft
     import transformers
 
+    plain = asked.reloader("plain")
     config = transformers.AutoConfig.from_pretrained(folder)
     model, missing = _adapted(_open(transformers.AutoModel, place), folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -78,44 +92,27 @@ def _pooled(folder: Path, place: str, asked: Any) -> Answer:
     head = {name: tensor.float() for name, tensor in load_file(folder / "2_Dense" / "model.safetensors").items()}
     logits = []
     for batch in asked.tokenised(tokenizer):
-        features_BF = _pool(model(**batch).last_hidden_state, batch["attention_mask"], pooling)
+        features_BF = plain.pool(model(**batch).last_hidden_state, batch["attention_mask"], pooling)
         logits.append(torch.nn.functional.linear(features_BF, head["linear.weight"], head.get("linear.bias")))
-    return {"logits": torch.cat(logits)}, {"classes": _classes(config), "missing": missing, "versions": _versions(transformers)}
+    return {"logits": torch.cat(logits)}, {
+        "classes": plain.class_names(config),
+        "missing": missing,
+        "versions": plain.versions(transformers, peft),
+    }
 
 
 def _causal_lm(folder: Path, place: str, asked: Any) -> Answer:
     """One prompt at a time, without padding; the letters' logits at its last position."""
+    import peft
     import transformers
 
+    plain = asked.reloader("plain")
     model, missing = _adapted(_open(transformers.AutoModelForCausalLM, place), folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     logits = [model(input_ids=ids).logits[0, -1, asked.letter_ids] for ids in asked.prompts(tokenizer)]
     tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(asked.letter_ids)]
-    return {"logits": torch.stack(logits)}, {"classes": tokens, "missing": missing, "versions": _versions(transformers)}
+    return {"logits": torch.stack(logits)}, {"classes": tokens, "missing": missing, "versions": plain.versions(transformers, peft)}
 
 
 def _open(auto: Any, place: str, **arguments: Any) -> Any:
     return auto.from_pretrained(place, use_safetensors=True, dtype=torch.float32, **arguments)
-
-
-def _pool(hidden_BTF: Tensor, mask_BT: Tensor, pooling: dict[str, Any]) -> Tensor:
-    if pooling.get("pooling_mode_cls_token"):
-        return hidden_BTF[:, 0]
-    if pooling.get("pooling_mode_mean_tokens"):
-        weight_BT1 = mask_BT.unsqueeze(-1).float()
-        return (hidden_BTF * weight_BT1).sum(1) / weight_BT1.sum(1).clamp_min(1e-9)
-    if pooling.get("pooling_mode_lasttoken"):
-        last_B = (mask_BT * torch.arange(mask_BT.shape[1])).argmax(1)
-        return hidden_BTF[torch.arange(len(hidden_BTF)), last_B]
-    raise ValueError("1_Pooling/config.json names no pooling.")
-
-
-def _classes(config: Any) -> list[str]:
-    id2label = config.id2label or {}
-    return [str(id2label[k]) for k in sorted(id2label, key=int)]
-
-
-def _versions(library: Any) -> dict[str, str]:
-    import peft
-
-    return {"torch": torch.__version__, library.__name__: library.__version__, "peft": peft.__version__}

@@ -35,31 +35,31 @@ def _timm(folder: Path, asked: Any) -> Answer:
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
     logits_NC = torch.cat([model(pixels) for pixels in asked.pixels(transform)])
     classes = list(model.pretrained_cfg.get("label_names") or [])
-    return {"logits": logits_NC}, {"classes": classes, "missing": [], "versions": _versions(timm)}
+    return {"logits": logits_NC}, {"classes": classes, "missing": [], "versions": versions(timm)}
 
 
 def _sequence_classifier(folder: Path, asked: Any) -> Answer:
     import transformers
 
-    model, missing = _open(transformers.AutoModelForSequenceClassification, folder)
+    model, missing = opened(transformers.AutoModelForSequenceClassification, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     logits_NC = torch.cat([model(**batch).logits for batch in asked.tokenised(tokenizer)])
-    return {"logits": logits_NC}, {"classes": _classes(model), "missing": missing, "versions": _versions(transformers)}
+    return {"logits": logits_NC}, {"classes": class_names(model.config), "missing": missing, "versions": versions(transformers)}
 
 
 def _pooled(folder: Path, asked: Any) -> Answer:
     """AutoModel, then what 1_Pooling and 2_Dense say: the computation of SentenceTransformer(folder)."""
     import transformers
 
-    encoder, missing = _open(transformers.AutoModel, folder)
+    encoder, missing = opened(transformers.AutoModel, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "2_Dense" / "model.safetensors").items()}
     logits = []
     for batch in asked.tokenised(tokenizer):
-        features_BF = _pool(encoder(**batch).last_hidden_state, batch["attention_mask"], pooling)
+        features_BF = pool(encoder(**batch).last_hidden_state, batch["attention_mask"], pooling)
         logits.append(torch.nn.functional.linear(features_BF, tensors["linear.weight"], tensors.get("linear.bias")))
-    found = {"classes": _classes(encoder), "missing": missing, "versions": _versions(transformers)}
+    found = {"classes": class_names(encoder.config), "missing": missing, "versions": versions(transformers)}
     return {"logits": torch.cat(logits)}, found
 
 
@@ -67,20 +67,22 @@ def _causal_lm(folder: Path, asked: Any) -> Answer:
     """One prompt at a time, without padding; the letters' logits at its last position."""
     import transformers
 
-    model, missing = _open(transformers.AutoModelForCausalLM, folder)
+    model, missing = opened(transformers.AutoModelForCausalLM, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     logits = [model(input_ids=ids).logits[0, -1, asked.letter_ids] for ids in asked.prompts(tokenizer)]
     tokens = [str(t) for t in tokenizer.convert_ids_to_tokens(asked.letter_ids)]
-    return {"logits": torch.stack(logits)}, {"classes": tokens, "missing": missing, "versions": _versions(transformers)}
+    return {"logits": torch.stack(logits)}, {"classes": tokens, "missing": missing, "versions": versions(transformers)}
 
 
-def _open(auto: Any, folder: Path) -> tuple[Any, list[str]]:
+def opened(auto: Any, folder: Path) -> tuple[Any, list[str]]:
+    """A transformers model in float32, and the weights that it lacks or does not use."""
     model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, dtype=torch.float32)
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *(str(k) for k in info["mismatched_keys"])]
     return model.eval(), sorted(wrong)
 
 
-def _pool(hidden_BTF: Tensor, mask_BT: Tensor, pooling: dict[str, Any]) -> Tensor:
+def pool(hidden_BTF: Tensor, mask_BT: Tensor, pooling: dict[str, Any]) -> Tensor:
+    """Features (B, F) by what 1_Pooling/config.json says."""
     if pooling.get("pooling_mode_cls_token"):
         return hidden_BTF[:, 0]
     if pooling.get("pooling_mode_mean_tokens"):
@@ -92,10 +94,12 @@ def _pool(hidden_BTF: Tensor, mask_BT: Tensor, pooling: dict[str, Any]) -> Tenso
     raise ValueError("1_Pooling/config.json names no pooling.")
 
 
-def _classes(model: Any) -> list[str]:
-    id2label = model.config.id2label or {}
+def class_names(config: Any) -> list[str]:
+    """The class names in a configuration, in order."""
+    id2label = config.id2label or {}
     return [str(id2label[k]) for k in sorted(id2label, key=int)]
 
 
-def _versions(library: Any) -> dict[str, str]:
-    return {"torch": torch.__version__, library.__name__: library.__version__}
+def versions(*libraries: Any) -> dict[str, str]:
+    """Of torch and these libraries."""
+    return {library.__name__: library.__version__ for library in (torch, *libraries)}

@@ -1,0 +1,118 @@
+"""Scaled dot-product attention with dropout on a CPU, in pieces small enough that their scores stay in the cache.
+
+torch's fused kernel for the CPU has no dropout: with it, torch multiplies all scores out and passes over them some ten times,
+forward and backward. Here they are kept once, after the softmax, beside a mask of one byte each.
+Shapes: N batch, H heads, T queries, S keys, D width of a head, P pairs of text and head (N·H).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CHUNK = 2**18  # scores in a piece
+
+
+class _Attention(torch.autograd.Function):
+    """(softmax(scale · q kᵀ + mask) ∘ keep / (1 - rate)) v, of every pair of text and head."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor, scale: float, rate: float) -> Tensor:
+        shape, (t, s) = q.shape, keep.shape[2:]
+        q_PTD, k_PSD, v_PSD = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
+        keep_PTS = keep.view(-1, t, s)
+        soft_PTS = torch.empty(keep_PTS.shape, dtype=q.dtype)
+        out_PTD = torch.empty((len(q_PTD), t, v.shape[3]), dtype=q.dtype)
+        scores, factor = _buffers(soft_PTS, 2)
+        for part, c in _pieces(keep_PTS):
+            torch.bmm(q_PTD[part], k_PSD[part].transpose(1, 2), out=scores[:c]).mul_(scale)
+            if mask is not None:
+                scores[:c] += mask[part] if len(mask) > 1 else mask
+            torch.softmax(scores[:c], -1, out=soft_PTS[part])
+            _fill(factor[:c], keep_PTS[part], rate)
+            torch.bmm(factor[:c].mul_(soft_PTS[part]), v_PSD[part], out=out_PTD[part])
+        ctx.save_for_backward(q_PTD, k_PSD, v_PSD, soft_PTS, keep_PTS)
+        ctx.settings = (shape[:2], scale, rate)
+        return out_PTD.view(*shape[:3], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        q_PTD, k_PSD, v_PSD, soft_PTS, keep_PTS = ctx.saved_tensors
+        lead, scale, rate = ctx.settings
+        d_out = grads[0].reshape(-1, *grads[0].shape[2:])
+        dq, dk, dv = (torch.empty_like(x) for x in (q_PTD, k_PSD, v_PSD))
+        scores, factor = _buffers(soft_PTS, 2)
+        for part, c in _pieces(keep_PTS):
+            _fill(factor[:c], keep_PTS[part], rate)
+            torch.bmm(d_out[part], v_PSD[part].transpose(1, 2), out=scores[:c]).mul_(factor[:c])
+            torch.bmm(factor[:c].mul_(soft_PTS[part]).transpose(1, 2), d_out[part], out=dv[part])
+            inner = torch._softmax_backward_data(scores[:c], soft_PTS[part], -1, q_PTD.dtype)
+            torch.bmm(inner, k_PSD[part], out=dq[part])
+            torch.bmm(inner.transpose(1, 2), q_PTD[part], out=dk[part])
+        dq *= scale
+        dk *= scale
+        return *(x.view(*lead, *x.shape[1:]) for x in (dq, dk, dv)), None, None, None, None
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, keep: Tensor, rate: float
+) -> Tensor:
+    """Attention (N, H, T, D) with the dropout mask `keep` (N, H, T, S) given.
+
+    Args:
+        mask: bool (True: may be seen) or numbers that are added; of any shape that broadcasts to (N, H, T, S).
+        causal: whether query i sees keys 0 to i only.
+        scale: of the scores; None: 1 / sqrt(D).
+        rate: of the dropout, below 1.
+    """
+    n, h, t, s = keep.shape
+    added = None if mask is None else _added(mask, q.dtype)
+    if causal:
+        later = torch.ones((1, 1, t, s), dtype=torch.bool).triu(1)
+        added = (torch.zeros(()) if added is None else added).to(q.dtype).masked_fill(later, float("-inf"))
+    if added is not None:
+        dead = torch.isneginf(added).all(-1, keepdim=True)  # sees nothing: its output is 0, as in torch's own attention
+        if dead.any():
+            keep = keep & ~dead
+            added = added.masked_fill(dead, 0.0)
+        same = len(added) == 1 and added.shape[1] == 1
+        added = added[0] if same else added.expand(n, h, -1, -1).reshape(n * h, *added.shape[2:])
+    return _Attention.apply(q, k, v, added, keep, q.shape[3] ** -0.5 if scale is None else scale, rate)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask of four axes that is added to the scores, no wider than it has to be."""
+    whole = mask.reshape((1,) * (4 - mask.ndim) + tuple(mask.shape))
+    for axis, (size, stride) in enumerate(zip(whole.shape, whole.stride(), strict=True)):
+        if size > 1 and stride == 0 and axis < 3:  # expanded by the library
+            whole = whole.narrow(axis, 0, 1)
+    if whole.dtype != torch.bool:
+        return whole.to(dtype)
+    return torch.zeros(whole.shape, dtype=dtype).masked_fill_(~whole, float("-inf"))
+
+
+def _fill(factor: Tensor, keep: Tensor, rate: float) -> None:
+    """1 / (1 - rate) where it is kept, 0 elsewhere."""
+    out = factor.numpy()
+    np.multiply(keep.numpy().view(np.int8), out.dtype.type(1 / (1 - rate)), out=out, dtype=out.dtype, casting="unsafe")
+
+
+def _size(scores: Tensor) -> int:
+    """Pairs in a piece."""
+    return min(max(CHUNK * torch.get_num_threads() // scores[0].numel(), 1), len(scores))
+
+
+def _buffers(scores: Tensor, n: int) -> list[Tensor]:
+    return [torch.empty((_size(scores), *scores.shape[1:]), dtype=scores.dtype) for _ in range(n)]
+
+
+def _pieces(scores: Tensor) -> Iterator[tuple[slice, int]]:
+    """The pairs in pieces, each with its number of pairs."""
+    step = _size(scores)
+    for start in range(0, len(scores), step):
+        stop = min(start + step, len(scores))
+        yield slice(start, stop), stop - start

@@ -1,0 +1,38 @@
+"""Freed memory stays while a loop runs, and goes back to the system afterwards."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+import pytest
+import torch
+
+from sve_cli import allocator
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux" or allocator._glibc() is None, reason="Only glibc has these settings.")
+
+
+def faults(megabytes: int) -> int:
+    """Pages fetched while tensors of this size come and go."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(4):
+        torch.zeros(megabytes * 2**18).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+def test_a_tensor_takes_the_place_of_the_last_one() -> None:
+    pages = 48 * 256
+    with allocator.kept_pages():
+        faults(48)
+        with allocator.kept_pages():
+            assert faults(48) < pages / 4
+        assert faults(48) < pages / 4  # leaving the inner one changes nothing
+    assert faults(48) > pages  # fetched again
+
+
+def test_the_settings_go_back_after_an_error() -> None:
+    with pytest.raises(ValueError, match="^x$"), allocator.kept_pages():
+        raise ValueError("x")
+    assert allocator._depth == 0
+    assert faults(48) > 48 * 256

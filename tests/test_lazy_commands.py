@@ -1,0 +1,22 @@
+"""The list in `sve --help` is that of the commands, whose modules it does not import."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer.main
+
+from sve_cli.cli import app
+from sve_cli.commands.lazy import COMMANDS
+
+
+def test_every_text_is_the_first_sentence_of_its_commands_help() -> None:
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("sve", ["train"], resilient_parsing=True)
+    assert group.list_commands(context) == list(COMMANDS)
+    for name, text in COMMANDS.items():
+        command = group.get_command(context, name)
+        paragraph = " ".join(command.help.split("\n\n")[0].split())
+        assert paragraph.split(". ")[0].rstrip(".") + "." == text, name
+        assert command is group.get_command(context, name) and command.name == name
+    assert group.get_command(context, "nosuch") is None

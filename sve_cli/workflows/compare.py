@@ -16,7 +16,7 @@ from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
 from sve_cli.rundir import RunDir, check_seal, read_json, write_text
-from sve_cli.statistics import without_weights
+from sve_cli.statistics import one_blas_thread, without_weights
 from sve_cli.workflows.stored import stored_posthoc
 
 SMALL_SET = 500
@@ -110,6 +110,7 @@ def _ood_sets(evaluations: Sequence[Path], test: Predictions) -> dict[str, Predi
     return found
 
 
+@one_blas_thread()
 def compare(systems: Sequence[System], options: Options, step: Callable[[int, str], None] = lambda n, text: None) -> Comparison:
     """Compare every system with the first one, see `open_systems`.
 

@@ -12,10 +12,11 @@ from sve_cli.registry import METRICS
 from sve_cli.render import members as views
 from sve_cli.rundir import write_text
 from sve_cli.scoring import data_warnings
-from sve_cli.statistics import without_weights
+from sve_cli.statistics import one_blas_thread, without_weights
 from sve_cli.workflows.compare import System
 
 
+@one_blas_thread()
 def members(
     system: System,
     metrics: Sequence[str] = (),

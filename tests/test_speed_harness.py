@@ -159,3 +159,14 @@ def test_the_page_says_what_the_stored_file_says(speed: SimpleNamespace) -> None
     first = next(w for w in stored["workloads"].values() if w.get("ratios"))
     first["ratios"][0]["median"] = 77.77
     assert speed.page.renewed(text, stored) != text
+
+
+def test_another_machines_run_is_not_overwritten(speed: SimpleNamespace, tmp_path: Path) -> None:
+    path, here = tmp_path / "speed.json", {"name": "here", "threads": 2}
+    kept = speed.document.started(path, "short", here)
+    kept["workloads"]["check"] = {"ratios": []}
+    speed.document.store(path, kept)
+    assert speed.document.started(path, "short", here) == kept
+    for tier, machine in (("short", {**here, "threads": 1}), ("long", here)):
+        with pytest.raises(speed.document.BadDocument, match="Name another --out"):
+            speed.document.started(path, tier, machine)

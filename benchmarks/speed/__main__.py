@@ -92,7 +92,11 @@ def measure(
     """Run the workloads one after another; the document is stored after each. `together`: all in this process."""
     run = run_one if together else in_process
     path = out / "speed.json"
-    found = document.started(path, tier, machine.describe())
+    try:
+        found = document.started(path, tier, machine.describe())
+    except document.BadDocument as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)

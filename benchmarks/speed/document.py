@@ -30,11 +30,18 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def started(path: Path, tier: str, machine: dict[str, Any]) -> dict[str, Any]:
-    """The document to add to: the stored one if it was measured on the same machine in the same form, else a new one."""
+    """The document to add to: the stored one, else a new one.
+
+    Raises:
+        BadDocument: the stored one was measured on another machine, with other threads, or in another form.
+    """
     if path.is_file():
         old = read_json(path)
         if isinstance(old, dict) and (old.get("schema"), old.get("tier"), old.get("machine")) == (SCHEMA, tier, machine):
             return old
+        raise BadDocument(
+            f"'{path}' holds another machine's run, another form's, or one with other threads. Name another --out, or remove it."
+        )
     return {"schema": SCHEMA, "tier": tier, "machine": machine, "roofline": {}, "workloads": {}}
 
 

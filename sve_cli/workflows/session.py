@@ -7,6 +7,7 @@ import platform
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -261,13 +262,10 @@ def run_recipe(run: RunDir) -> Recipe:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and hardware, for locks and reports."""
-    import timm
-    import transformers
-
+    """Versions and hardware, for locks and reports. Versions are the installed packages' own: importing them takes seconds."""
     return {
         "sve": __version__, "python": platform.python_version(), "torch": torch.__version__,
-        "transformers": transformers.__version__, "timm": timm.__version__,
+        "transformers": version("transformers"), "timm": version("timm"),
         "processor": _processor(), "threads": torch.get_num_threads(), "cores": os.cpu_count(),
         "accelerator": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
     }  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +89,16 @@ def test_a_test_set_of_another_name_with_label_distributions(sve: Any, tmp_path:
     assert any("'people:test' is the data this run was trained or tested on" in line for line in made["report"]["warnings"])
     (stored,) = Path(made["evaluation"]).glob("predictions/people-test-*.safetensors")
     assert Predictions.load(stored.with_suffix("")).soft_labels_NC is None
+
+
+def test_a_predictions_file_is_scored_without_the_networks_libraries(tmp_path: Path) -> None:
+    """timm and transformers take seconds to import, and nothing in a file needs them."""
+    path = tmp_path / "p.npz"
+    np.savez(path, logits=np.random.default_rng(0).normal(size=(40, 3)), labels=np.arange(40) % 3)
+    code = (
+        "import sys\nfrom sve_cli.cli import run\n"
+        f"assert run(['evaluate', '--predictions', {str(path)!r}, '--bootstrap', '20']) == 0\n"
+        "assert not {'timm', 'transformers', 'datasets'} & set(sys.modules), 'imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr

@@ -122,7 +122,8 @@ def with_certificates(patch: pytest.MonkeyPatch, stop: Callable[[], None]) -> No
     patch.setattr(certify_export, "write_json", lambda *_: stop())
 
 
-MOMENTS = [while_writing, while_the_second_is_written, while_adapters_are_written, while_they_are_judged, with_certificates]
+SLOW = [while_the_second_is_written, while_they_are_judged, with_certificates]  # the second: below as well
+MOMENTS = [while_writing, while_adapters_are_written, *(pytest.param(moment, marks=pytest.mark.slow) for moment in SLOW)]
 
 
 def kill_and_look(case: Any, out: Path, targets: Sequence[str], moment: Any, **options: Any) -> dict[str, list[int]]:

@@ -8,12 +8,14 @@ directions only (K of the R; gain 1 elsewhere), A_KI and B_OK are the first rows
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+Offsets = Sequence[Sequence[int]]  # of each member's off-diagonals
 Form = Literal["factored", "materialised", "residual"]
 RIVALS: tuple[Form, ...] = ("residual", "materialised")
 
@@ -194,6 +196,65 @@ def residual(
 ) -> Tensor:
     """x Wᵀ + ((x Aᵀ) ∘ (gain - 1)) Bᵀ + bias: exactly W at gain 1, in any precision of the basis; cheap with few directions."""
     return _Residual.apply(x_MNI.to(a_RI.dtype), weight_OI.to(a_RI.dtype), a_RI, b_OR, gain_MR, bias_MO)
+
+
+class _Banded(torch.autograd.Function):
+    """y = (h ∘ gain + Σ_k shifted(h) ∘ c_k) Bᵀ + bias. Keeps h = x Aᵀ only, as the factored form does."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_MNI: Tensor,
+        a_RI: Tensor,
+        b_OR: Tensor,
+        gain_MR: Tensor,
+        c_MKR: Tensor,
+        offsets: Offsets,
+        bias_MO: Tensor | None,
+    ) -> Tensor:
+        m, n, _ = x_MNI.shape
+        h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
+        mixed, c = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
+        for i, k, to, source in _places(offsets, h_MNR.shape[2]):
+            mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to])
+        y_MNO = (_flat(mixed) @ b_OR.t()).view(m, n, -1)
+        if bias_MO is not None:
+            y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR)
+        ctx.offsets = offsets
+        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
+        return y_MNO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        h_MNR, gain_MR, c_MKR, a_RI, b_OR = ctx.saved_tensors
+        dy_MNO = grads[0].to(b_OR.dtype)
+        dmixed_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
+        exact = _summed_in(gain_MR.dtype)
+        dgain = (dmixed_MNR * h_MNR).sum(1, dtype=exact).to(gain_MR.dtype)
+        dh_MNR = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
+        dc_MKR, c = torch.empty_like(c_MKR), c_MKR.to(h_MNR.dtype)
+        for i, k, to, source in _places(ctx.offsets, h_MNR.shape[2]):
+            dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(0, dtype=exact)
+            dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to])
+        dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1) if ctx.needs_input_grad[0] else None
+        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[6] else None
+        return dx, None, None, dgain, dc_MKR, None, dbias
+
+
+def _places(offsets: Offsets, size: int) -> Iterator[tuple[int, int, slice, slice]]:
+    """Member, band, places r and places r + offset mod size, which are two runs of neighbours each."""
+    for i, own in enumerate(offsets):
+        for k, offset in enumerate(own):
+            yield i, k, slice(0, size - offset), slice(offset, size)
+            yield i, k, slice(size - offset, size), slice(0, offset)
+
+
+def banded(
+    x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets, bias_MO: Tensor | None = None
+) -> Tensor:
+    """x (B (diag(gain) + C) A)ᵀ + bias; C holds c_MKR[m, k, r] at (r, r + offsets[m][k] mod R)."""
+    return _Banded.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, c_MKR, offsets, bias_MO)
 
 
 def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor) -> Tensor:

@@ -49,6 +49,11 @@ def require_distillable(method: str, n_members: int) -> None:
         )
 
 
+def log_entropy(probs: Tensor) -> Tensor:
+    """log(entropy + 1e-3) over the last axis, entropy in nats: what the log-precision is linear in."""
+    return (torch.special.entr(probs).sum(-1) + LEAST_ENTROPY).log()
+
+
 class EvidenceHeads(MemberHeads):
     """Class logits as ever, and behind them one output more, the log-precision: weight · log(entropy + 1e-3) + bias.
 
@@ -64,8 +69,7 @@ class EvidenceHeads(MemberHeads):
     def forward(self, features_MBF: Tensor, members: Sequence[int]) -> Tensor:
         index = list(members)
         logits_MBC = super().forward(features_MBF, members)
-        probs_MBC = torch.softmax(logits_MBC.detach().double(), -1)
-        log_entropy_MB = (torch.special.entr(probs_MBC).sum(-1) + LEAST_ENTROPY).log().float()
+        log_entropy_MB = log_entropy(torch.softmax(logits_MBC.detach().double(), -1)).float()
         evidence_MB = self.evidence_weight_M[index][:, None] * log_entropy_MB + self.evidence_bias_M[index][:, None]
         return torch.cat([logits_MBC, evidence_MB.unsqueeze(-1).to(logits_MBC.dtype)], -1)
 

@@ -9,13 +9,14 @@ Shapes: M members, N rows, O out, I in, R rank, K bands.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sve_cli import linear_forms
 from sve_cli.backbone import Backbone, LinearView
 from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGroup, TaskView, swap_linears
 from sve_cli.errors import SveError
@@ -31,49 +32,6 @@ class Params(sve.Params):
 
     bands: int = doc("Off-diagonals a member trains in every target, K.", 1, low=1)
     band_lr_scale: float = doc("Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ.", 1.0, above=0.0)
-
-
-def _halves(size: int, offset: int) -> Iterator[tuple[slice, slice]]:
-    """(places r, places r + offset mod size) as two pairs of slices."""
-    yield slice(0, size - offset), slice(offset, size)
-    yield slice(size - offset, size), slice(0, offset)
-
-
-class _Banded(torch.autograd.Function):
-    """y = (h ∘ gain + Σ_k shifted(h) ∘ c_k) Bᵀ with h = x Aᵀ, which is all that is kept besides the frozen factors."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Any) -> Tensor:
-        m, n, _ = x_MNI.shape
-        h_MNR = (x_MNI.reshape(m * n, -1) @ a_RI.t()).view(m, n, -1)
-        mixed = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        c = c_MKR.to(h_MNR.dtype)
-        for i, own in enumerate(offsets):
-            for k, offset in enumerate(own):
-                for to, source in _halves(h_MNR.shape[2], offset):
-                    mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to])
-        ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR)
-        ctx.offsets, ctx.x_dtype = offsets, x_MNI.dtype
-        return (mixed.view(m * n, -1) @ b_OR.t()).view(m, n, -1)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h_MNR, gain_MR, c_MKR, a_RI, b_OR = ctx.saved_tensors
-        m, n, size = h_MNR.shape
-        dmixed_MNR = (grads[0].reshape(m * n, -1).to(b_OR.dtype) @ b_OR).view(m, n, -1)
-        exact = torch.promote_types(gain_MR.dtype, torch.float32)
-        dgain = (dmixed_MNR * h_MNR).sum(1, dtype=exact).to(gain_MR.dtype)
-        dh_MNR = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        dc_MKR, c = torch.empty_like(c_MKR), c_MKR.to(h_MNR.dtype)
-        for i, own in enumerate(ctx.offsets):
-            for k, offset in enumerate(own):
-                for to, source in _halves(size, offset):
-                    dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(0, dtype=exact)
-                    dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to])
-        dx = None
-        if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
-            dx = (dh_MNR.view(m * n, -1) @ a_RI).view(m, n, -1).to(ctx.x_dtype)
-        return dx, None, None, dgain, dc_MKR, None
 
 
 class BandedLinear(sve.SVELinear):
@@ -117,9 +75,8 @@ class BandedLinear(sve.SVELinear):
         members = self.context.members
         a_RI, b_OR = self.frozen("a_RI"), self.frozen("b_OR")
         offsets: Sequence[Sequence[int]] = [self.offsets[m] for m in members]
-        y_MNO: Tensor = _Banded.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, self.gain_MR(members), self.bands_MKR(members), offsets)
-        bias_MO = self.member_bias(members)
-        return y_MNO if bias_MO is None else y_MNO + bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        gain_MR, c_MKR = self.gain_MR(members), self.bands_MKR(members)
+        return linear_forms.banded(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets, self.member_bias(members))
 
     def _crossed(self, member: int, a_RI: Tensor) -> Tensor:
         """Σ_k c_k ∘ shifted rows of A, or of a vector A z."""

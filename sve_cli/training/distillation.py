@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import minimize, minimize_scalar
 from torch import Tensor
 
-from sve_cli.methods.distilled import LEAST_ENTROPY
+from sve_cli.methods.distilled import log_entropy
 from sve_cli.metrics.dirichlet import concentrations, log_likelihood
 from sve_cli.statistics import member_weights
 from sve_cli.tasks.common import masked_logits
@@ -130,7 +130,7 @@ def best_line(teacher: Teacher) -> tuple[float, float]:
     rows_B = np.arange(min(START_ROWS, teacher.logits_MNC.shape[1]))
     mean_BC, members_MBC = teacher.targets(rows_B, device)
     exists_BC, weights_M = teacher.exists(rows_B, device), teacher.weights(device)
-    log_entropy_B = (torch.special.entr(mean_BC).sum(-1) + LEAST_ENTROPY).log()
+    log_entropy_B = log_entropy(mean_BC)
 
     def loss(line: np.ndarray) -> float:
         alpha_BC = concentrations(mean_BC, float(line[0]) * log_entropy_B + float(line[1]))

@@ -29,7 +29,7 @@ from sve_cli.export.artifact import LiveOutputs
 from sve_cli.factors import FactorStore
 from sve_cli.methods.distilled import Student, build_student, require_distillable
 from sve_cli.metrics.dirichlet import concentrations, mean_entropy, mutual_information
-from sve_cli.posthoc.state import Posthoc, split_validation
+from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe import learning_rate
 from sve_cli.recipe.spec import TrainSpec
@@ -40,7 +40,7 @@ from sve_cli.tasks.common import Encoded
 from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
 from sve_cli.workflows.session import Session
-from sve_cli.workflows.stored import saved_predictions
+from sve_cli.workflows.stored import saved_predictions, stored_posthoc
 from sve_cli.workflows.train import LoopLog, read_checkpoint
 
 FOLDER = "distilled"
@@ -149,7 +149,7 @@ def _calibrated(run: RunDir, aggregate: str) -> Calibrated:
     evaluation = next(iter(run.evaluations()), None)
     if evaluation is None:
         return Calibrated(1.0, "probs" if aggregate == "weighted" else aggregate)
-    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    posthoc = stored_posthoc(evaluation)
     fitted = posthoc.temperature
     how = str(read_json(evaluation / "report.json")["provenance"].get("aggregate") or posthoc.how(aggregate))
     return Calibrated(1.0 if fitted is None or fitted.at_bound else fitted.value, how)

@@ -22,14 +22,13 @@ from sve_cli.metrics.dirichlet import concentrations, mutual_information
 from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.nll import nll
 from sve_cli.ood.detection import auroc_ood
-from sve_cli.posthoc.state import Posthoc
 from sve_cli.prediction import as_predictions, batches_by_length
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, check_seal, file_digest
 from sve_cli.statistics import log_option_counts
 from sve_cli.tasks.common import tensor_to
 from sve_cli.workflows.session import Session
-from sve_cli.workflows.stored import saved_predictions
+from sve_cli.workflows.stored import saved_predictions, stored_posthoc
 
 SCORES = {"accuracy": accuracy, "nll": nll, "ece_top1_w15": ece_top1}
 NLL_AIM, AUROC_AIM = 0.05, 0.01
@@ -126,7 +125,7 @@ def open_single(path: Path, session: Session) -> Single:
         raise SveError(f"The run '{path}' has no finished evaluation.", f"Make one with: sve evaluate {path}")
     if session.data.test is None or test.ids_N != list(session.data.test.ids_N):
         raise SveError(f"The run '{path}' was tested on other samples than this one.", "Name a run on the same data.")
-    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    posthoc = stored_posthoc(evaluation)
     fitted = posthoc.temperature
     return Single(run.path, test, Calibrated(1.0 if fitted is None or fitted.at_bound else fitted.value, "probs"))
 

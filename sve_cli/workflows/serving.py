@@ -34,6 +34,7 @@ from sve_cli.tasks.common import Encoded, Task, tensor_to
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
 from sve_cli.workflows.serving_inputs import to_samples
 from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_recipe
+from sve_cli.workflows.stored import stored_posthoc
 
 if TYPE_CHECKING:
     from sve_cli.workflows.serving_distilled import LoadedDistilled
@@ -252,7 +253,7 @@ def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: st
     if evaluation is None:
         raise SveError(f"The run '{run.path}' has no finished evaluation.", f"Make one with: sve evaluate {run.path}")
     check_seal(evaluation)
-    posthoc = Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    posthoc = stored_posthoc(evaluation)
     how = str(read_json(evaluation / "report.json")["provenance"]["aggregate"])
     training = TrainingFeatures.load(evaluation / TRAINING_FEATURES) if _wants_features(posthoc) else None
     session = _session(recipe, classes, load_backbone(recipe.model, recipe.task.name), log, device)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sve_cli.backbone import load_backbone
 from sve_cli.errors import CheckpointError
 from sve_cli.export.distilled import EVIDENCE
-from sve_cli.methods.distilled import LEAST_ENTROPY
+from sve_cli.methods.distilled import log_entropy
 from sve_cli.metrics.dirichlet import concentrations, mean_entropy, mutual_information
 from sve_cli.prediction import batches_by_length
 from sve_cli.recipe.spec import DataSpec, MethodSpec, ModelSpec, Recipe, TaskSpec
@@ -67,8 +67,7 @@ class LoadedDistilled:
                 features_BF = session.backbone.features(session.backbone.network, inputs_B).float().cpu()
                 logits_NC[rows] = torch.nn.functional.linear(features_BF, head.weight_CF.float(), head.bias_C)
         probs_NC = torch.softmax(logits_NC.double(), -1)
-        log_entropy_N = (torch.special.entr(probs_NC).sum(-1) + LEAST_ENTROPY).log()
-        log_precision_N = self._evidence["weight"].double() * log_entropy_N + self._evidence["bias"].double()
+        log_precision_N = self._evidence["weight"].double() * log_entropy(probs_NC) + self._evidence["bias"].double()
         alpha_NC = concentrations(probs_NC, log_precision_N)
         entropy_N, mutual_N = mean_entropy(alpha_NC).numpy(), mutual_information(alpha_NC).numpy()
         return Answers(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sve_cli.errors import SveError
-from sve_cli.methods.sve_band import BandedLinear, _Banded
+from sve_cli.linear_forms import banded
+from sve_cli.methods.sve_band import BandedLinear
 
 
 def linears(built: Any) -> list[BandedLinear]:
@@ -64,7 +65,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
     for i in (0, 3, 4):
         arrays[i].requires_grad_()
     offsets = [[1, 2], [3, 1]]
-    assert torch.autograd.gradcheck(lambda *given: _Banded.apply(*given, offsets), arrays)
+    assert torch.autograd.gradcheck(lambda *given: banded(*given, offsets), arrays)
     x_MNI, a_RI, b_OR, gain_MR, c_MKR = (t.detach() for t in arrays)
     for m in range(2):
         middle_RR = torch.diag(gain_MR[m])
@@ -72,7 +73,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
             for r in range(4):
                 middle_RR[r, (r + offset) % 4] += c_MKR[m, k, r]
         expected_NO = x_MNI[m] @ (b_OR @ middle_RR @ a_RI).T
-        torch.testing.assert_close(_Banded.apply(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets)[m], expected_NO)
+        torch.testing.assert_close(banded(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets)[m], expected_NO)
 
 
 def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:

@@ -27,6 +27,8 @@ REPORT_WIDTH = 80
 PLAIN_SECONDS = 10.0
 # A pipe has no width: tables there keep their natural one instead of being cut.
 PIPE_WIDTH = 1000
+GAP = 3  # spaces between the columns of a table
+NAME = 16  # what a column of names needs at least: it wraps
 MANY_MEMBERS = 8
 
 
@@ -72,11 +74,12 @@ class Console:
         if self.json_mode:
             return
         cells = [["" if cell is None else str(cell) for cell in row] for row in rows]
-        numeric = {i for i in range(len(columns)) if rows and all(_is_number(row[i]) for row in rows)}
+        numeric = {i for i in range(len(columns)) if rows and _are_numbers([row[i] for row in rows])}
         # Not rich's own table title: that one is wrapped to the width of the table.
         if title:
             self._out.print(_text(title, "bold"))
-        self._out.print(_rich_table(columns, cells, numeric))
+        for part in _fitted(columns, cells, numeric, self._out.width):
+            self._out.print(_rich_table(*part))
 
     def report(self, report: Report) -> None:
         """A compact summary on stdout, at most 80 columns wide: headline, predictors, OOD sets."""
@@ -104,9 +107,8 @@ class Console:
             rows = [[cell.partition(" (")[0] for cell in row] for row in shown.rows]
             title = f"OOD: {ood.name} ({ood.n_id:,} in, {ood.n_ood:,} out)"
             self._out.print()
-            heads = [re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", head) for head in shown.columns]
             self._out.print(_text(title, "bold"), width=width)
-            self._out.print(_rich_table(heads, rows, shown.numeric, wrap_heads=True), width=width)
+            self._out.print(_rich_table([_two_lines(head) for head in shown.columns], rows, shown.numeric), width=width)
         for decision in report.decisions:
             done = decisions.decision_table(decision)
             self._out.print()
@@ -212,17 +214,56 @@ def _text(text: str, style: str = "") -> Text:
     return Text(_clean(text), style=style)
 
 
-def _rich_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | frozenset[int], wrap_heads: bool = False
-) -> RichTable:
+def _fitted(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int], width: int
+) -> list[tuple[list[str], list[list[str]], set[int]]]:
+    """A table so that no number is cut: as it is, else with its heads and then its intervals on two lines, else in several parts.
+
+    Names wrap, so a column of them needs little; every part begins with the first column.
+    """
+
+    def widths(heads: Sequence[str], cells: Sequence[Sequence[str]], most: int) -> list[int]:
+        found = [max(len(line) for text in column for line in text.split("\n")) for column in zip(heads, *cells, strict=True)]
+        return [size if i in numeric else min(size, most) for i, size in enumerate(found)]
+
+    def fits(sizes: Sequence[int]) -> bool:
+        return sum(sizes) + GAP * (len(sizes) - 1) <= width
+
+    heads, cells = list(columns), [list(row) for row in rows]
+    if fits(widths(heads, cells, width)):
+        return [(heads, cells, numeric)]
+    heads = [_two_lines(head) for head in heads]
+    if not fits(widths(heads, cells, NAME)):
+        cells = [[re.sub(r" \((?=[-+−]?\d)", "\n(", cell) if i in numeric else cell for i, cell in enumerate(row)] for row in cells]
+    sizes, parts = widths(heads, cells, NAME), [[0]]
+    for i in range(1, len(heads)):
+        if len(parts[-1]) > 1 and not fits([sizes[k] for k in (*parts[-1], i)]):
+            parts.append([0])
+        parts[-1].append(i)
+    return [
+        ([heads[i] for i in part], [[row[i] for i in part] for row in cells], {k for k, i in enumerate(part) if i in numeric})
+        for part in parts
+    ]
+
+
+def _two_lines(head: str) -> str:
+    """A long head broken once, where it becomes narrowest; its unit and its arrow stay together."""
+    words = re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", head).split(" ")
+    if len(words) == 1:  # one word and its unit
+        return head.replace(" ", "\n", 1)
+    lines = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words))]
+    return "\n".join(min(lines, key=lambda pair: max(map(len, pair))))
+
+
+def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: set[int] | frozenset[int]) -> RichTable:
     from rich import box
     from rich.table import Table
 
     shown = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for i, name in enumerate(columns):
         right = i in numeric
-        # With long heads the heads wrap; otherwise numbers keep their line and names wrap.
-        shown.add_column(_text(name), justify="right" if right else "left", no_wrap=right != wrap_heads, overflow="fold")
+        # Numbers keep their line, and names wrap.
+        shown.add_column(_text(name), justify="right" if right else "left", no_wrap=right, overflow="fold")
     for row in rows:
         shown.add_row(*(_text(cell) for cell in row))
     return shown
@@ -256,6 +297,11 @@ def _summary_table(report: Report) -> RichTable:
             ranges.append(_text("-".join(ends)))
         shown.add_row(_text(f"{len(members)} members, range"), *ranges)
     return shown
+
+
+def _are_numbers(cells: Sequence[object]) -> bool:
+    """Nothing but numbers and empty cells."""
+    return any(map(_is_number, cells)) and all(_is_number(cell) or cell in ("", None) for cell in cells)
 
 
 def _is_number(cell: object) -> bool:

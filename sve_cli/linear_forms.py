@@ -216,7 +216,7 @@ class _Banded(torch.autograd.Function):
         h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
         mixed, c = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
         for i, k, to, source in _places(offsets, h_MNR.shape[2]):
-            mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to])
+            mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to].unsqueeze(-2))
         y_MNO = (_flat(mixed) @ b_OR.t()).view(m, n, -1)
         if bias_MO is not None:
             y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
@@ -235,17 +235,18 @@ class _Banded(torch.autograd.Function):
         dh_MNR = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
         dc_MKR, c = torch.empty_like(c_MKR), c_MKR.to(h_MNR.dtype)
         for i, k, to, source in _places(ctx.offsets, h_MNR.shape[2]):
-            dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(0, dtype=exact)
-            dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to])
+            dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
+            dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
         dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1) if ctx.needs_input_grad[0] else None
         dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[6] else None
         return dx, None, None, dgain, dc_MKR, None, dbias
 
 
-def _places(offsets: Offsets, size: int) -> Iterator[tuple[int, int, slice, slice]]:
-    """Member, band, places r and places r + offset mod size, which are two runs of neighbours each."""
-    for i, own in enumerate(offsets):
-        for k, offset in enumerate(own):
+def _places(offsets: Offsets, size: int) -> Iterator[tuple[int | slice, int, slice, slice]]:
+    """Members, band, places r and places r + offset mod size, which are two runs of neighbours each."""
+    for k, column in enumerate(zip(*offsets, strict=True)):
+        together = len(set(column)) == 1
+        for i, offset in [(slice(None), column[0])] if together else enumerate(column):
             yield i, k, slice(0, size - offset), slice(offset, size)
             yield i, k, slice(size - offset, size), slice(0, offset)
 

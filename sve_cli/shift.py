@@ -9,7 +9,7 @@ from typing import Any
 
 from sve_cli.json_text import finite
 
-SCHEMA = "sve-shift/1"
+SCHEMA = "sve-shift/2"  # 2: a change is a number with its interval
 CONFIDENCE = "confidence_mean"
 NEAR = 0.01  # mean confidence this close to accuracy is neither over nor under it
 
@@ -37,6 +37,7 @@ class Cell:
 
     Attributes:
         untouched: every prediction is the clean one to the bit: the network does not see this corruption.
+        change: from the clean rows, the same samples; its intervals are of the paired bootstrap. None for the clean set itself.
     """
 
     corruption: str
@@ -44,16 +45,23 @@ class Cell:
     n: int
     scores: Scores
     untouched: bool = False
+    change: Scores | None = None
 
 
 @dataclass(frozen=True)
 class SecondSet:
-    """Another labelled set. `left_out`: its rows of classes that the run does not know, or of none."""
+    """Another labelled set.
+
+    Attributes:
+        left_out: its rows of classes that the run does not know, or of none.
+        change: from the clean rows, which are other samples: without intervals.
+    """
 
     name: str
     n: int
     left_out: int
     scores: Scores
+    change: Scores
 
 
 @dataclass(frozen=True)
@@ -140,16 +148,14 @@ class Shift:
 
     def headline(self) -> list[str]:
         """The result in words."""
-        return [*_mean_sentences(self), *_worst_sentence(self), *(_set_sentence(self, other) for other in self.sets)]
+        sets = [_set_sentence(self, other) for other in self.sets]
+        return [*_mean_sentences(self), *_worst_sentence(self), *_beyond_chance(self), *sets]
 
     def document(self) -> dict[str, Any]:
-        """As JSON: numbers that are not finite are null; cells and sets carry their change from the clean set."""
+        """As JSON: numbers that are not finite are null."""
         document = {"schema": SCHEMA, **asdict(self), "severities": self.severities, "headline": self.headline()}
         document["means"] = [asdict(mean) for mean in self.means()]
         document["worst"] = self.worst()
-        changed = [*(cell.scores for cell in self.cells), *(other.scores for other in self.sets)]
-        for made, scores in zip(document["cells"] + document["sets"], changed, strict=True):
-            made["change"] = _change(scores, self.clean.scores)
         return dict(finite(document))
 
 
@@ -161,11 +167,6 @@ def find(keys: Iterable[str], start: str) -> str:
 def _mean_of(parts: Iterable[dict[str, Estimate]]) -> dict[str, float]:
     found = list(parts)
     return {key: math.fsum(part[key].value for part in found) / len(found) for key in found[0]}
-
-
-def _change(scores: Scores, clean: Scores) -> dict[str, dict[str, float]]:
-    pairs = {"ensemble": (scores.ensemble, clean.ensemble), "temperature": (scores.temperature, clean.temperature)}
-    return {name: {key: one[key].value - base[key].value for key in one} for name, (one, base) in pairs.items()}
 
 
 def _mean_sentences(found: Shift) -> list[str]:
@@ -196,6 +197,25 @@ def _worst_sentence(found: Shift) -> list[str]:
     return [
         f"The worst corruption is {_named(found.kinds[name], name)}: accuracy {_percent(values[last])} at severity {last}"
         f"{average if len(values) > 1 else ''} (clean {_percent(clean)})."
+    ]
+
+
+def _beyond_chance(found: Shift) -> list[str]:
+    """How many cells changed by more than their intervals allow; nothing where there are no intervals."""
+    if not found.cells:
+        return []
+    accuracy, ece = ([c.change.ensemble[key] for c in found.cells if c.change] for key in ("accuracy", find(found.metrics, "ece_")))
+    if not any(change.low is not None for change in (*accuracy, *ece)):
+        return []
+    fell = sum(change.high is not None and change.high < 0 for change in accuracy)
+    rose = sum(change.low is not None and change.low > 0 for change in ece)
+    level = f"{100 * found.confidence:.4g} %"
+    if len(found.cells) == 1:
+        verbs = "fell" if fell else "did not fall", "rose" if rose else "did not rise"
+        return [f"Accuracy {verbs[0]} by more than chance, and the calibration error {verbs[1]} (paired {level} intervals)."]
+    return [
+        f"Of {len(found.cells)} cells (a corruption at a severity), accuracy fell by more than chance in {fell} and the "
+        f"calibration error rose in {rose}: there the paired {level} interval of the change lies on one side of 0."
     ]
 
 

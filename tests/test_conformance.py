@@ -109,7 +109,8 @@ def test_the_seed_decides_the_start(lab: Any, method: str, network: str) -> None
     first, again, other = start(0), start(0), start(1)
     assert all(torch.equal(first[n], again[n]) for n in first)
     changed = {n for n in first if not torch.equal(first[n], other[n])}
-    zeros = ("heads.bias_MC", "B_MOR", "c_MKR", *(["delta_MR"] if method == "svfit" else []))  # B: LoRA's second; c: bands
+    zeros = ("heads.bias_MC", "B_MOR", "c_MKR", "c_SR", *(["delta_MR"] if method == "svfit" else []))  # B: LoRA's second; c: bands
+    zeros += ("bias_MO",) if method == "sve_band" else ()  # shared
     assert changed == {n for n in first if not n.startswith("network.") and not n.endswith(zeros)}
 
 
@@ -204,7 +205,9 @@ def test_accumulated_steps_are_whole_steps(lab: Any, method: str, network: str) 
 @some_networks
 def test_a_member_takes_the_steps_it_would_take_alone(lab: Any, method: str, network: str) -> None:
     """Clipping is per member and so tight that it acts: a clip over all members would give other steps."""
-    alone, among = (lab.build(network, method, members=m, params={"dropout": "off", "rate": 0.0}) for m in (1, 3))
+    params = {"dropout": "off", "rate": 0.0}
+    params |= {"shared_bands": 0, "biases": "member"} if method == "sve_band" else {}  # what is shared sees every member's batch
+    alone, among = (lab.build(network, method, members=m, params=params) for m in (1, 3))
     before = alone.logits()
     if (shares := [r.epochs_share for r in among.ensemble.rounds()]) != [1.0] * len(shares):
         assert sum(shares) == pytest.approx(1.0)  # members that share the steps of one: alone, a member takes them all

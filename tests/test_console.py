@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -86,6 +87,29 @@ def test_report_fits_80_columns_and_says_everything(members: int, capsys: pytest
         assert part in out
     assert ("Member 1" in out) == (members == 2)
     assert ("40 members, range" in out and "30.0-69.0" in out) == (members == 40)
+
+
+def test_heads_break_once_where_a_table_is_too_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 80 columns: no head in pieces of one word, and units stay with their arrows."""
+    columns = ["Score", "AUROC % ↑", "AUPR, OOD % ↑", "AUPR, ID % ↑", "FPR95, OOD caught % ↓", "FPR95, ID kept % ↓"]
+    row = ["Energy of the mean log-probability", "87.8 (86.6-88.9)", "57.6", "96.8", "42.5", "61.3"]
+    monkeypatch.setenv("COLUMNS", "80")
+    Console().table("", columns, [row])
+    first, second, rule, *_ = capsys.readouterr().out.splitlines()
+    assert first.split("  ")[-1].strip() == "FPR95, ID" and "FPR95, OOD" in first and "AUROC" in first and len(rule) <= 80
+    assert [part.strip() for part in re.split(" {2,}", second)[1:]] == [
+        "% ↑", "OOD\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}↑", "ID\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}↑",
+        "caught\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}↓", "kept\N{NO-BREAK SPACE}%\N{NO-BREAK SPACE}↓",
+    ]  # fmt: skip
+    # Intervals come below their values where that helps, and what is still too wide becomes several tables: no number is cut.
+    many = ["Name", *(f"Metric {i} % ↑" for i in range(8))]
+    Console().table("", many, [["a", *(f"{10 * i}.5 ({10 * i}.1-{10 * i}.9)" for i in range(8))]])
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= 80 and shown.count("Name") == 2, shown
+    assert all(f"{10 * i}.5" in shown and f"({10 * i}.1-{10 * i}.9)" in shown for i in range(8)) and shown.count("Metric") == 8
+    monkeypatch.setenv("COLUMNS", "160")
+    Console().table("", columns, [row])
+    assert "FPR95, OOD caught % ↓" in capsys.readouterr().out.splitlines()[0], "where there is room it stays on one line"
 
 
 def test_progress_in_a_pipe_is_a_line_every_ten_seconds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,20 @@ def test_clipping_limits_each_member_alone(lab: Any) -> None:
     assert norms == pytest.approx([1.0, 1e-6 * math.sqrt(numbers), 1.0], rel=1e-4)
 
 
+def test_clipping_leaves_members_of_other_rounds_alone_and_small_gradients_as_they_are(lab: Any) -> None:
+    built = lab.build("bert")
+    trainer = built.trainer(TrainSpec(clip=1.0, precision="float32"))
+    parameters = built.ensemble.trainable().values()
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 3.0)
+    trainer._clip(Round((1,)))
+    assert all(torch.equal(p.grad[[0, 2]], torch.full_like(p.grad[[0, 2]], 3.0)) for p in parameters)
+    assert math.sqrt(sum(float(p.grad[1].square().sum()) for p in parameters)) == pytest.approx(1.0, rel=1e-4)
+    before = [p.grad.mul_(0.1).clone() for p in parameters]
+    trainer._clip(Round((1,)))
+    assert all(torch.equal(p.grad, b) for p, b in zip(parameters, before, strict=True))
+
+
 def test_decay_leaves_members_of_other_rounds_alone(lab: Any) -> None:
     built = lab.build("bert")
     trainer = built.trainer(TrainSpec(weight_decay=1.0, head_weight_decay=1.0, head_lr=0.1), lr=0.1)

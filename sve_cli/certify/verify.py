@@ -10,9 +10,14 @@ from sve_cli.certify.certificate import CERTIFICATE, FORMAT
 from sve_cli.certify.judge import file_digests
 from sve_cli.errors import CheckFailed, SveError
 
+OF_THE_HUB = (".gitattributes", ".cache/")  # what its client puts beside what it fetches
 
-def verify(folder: Path) -> dict[str, Any]:
+
+def verify(folder: Path, some_missing: bool = False) -> dict[str, Any]:
     """The certificate of a folder whose files are those that were certified.
+
+    Args:
+        some_missing: the folder may hold less (a download of what is needed), but nothing else.
 
     Raises:
         SveError: the folder has no certificate.
@@ -25,8 +30,9 @@ def verify(folder: Path) -> dict[str, Any]:
         raise SveError(f"'{folder}' has no readable certificate ({error}).", "Name a folder that sve export wrote.") from error
     if not isinstance(certificate, dict) or certificate.get("format") != FORMAT:
         raise SveError(f"'{path}' is no certificate of the format {FORMAT}.", "Export the run again.")
-    stated, found = certificate["files"], file_digests(folder)
-    for name in sorted({*stated, *found}):
+    stated = certificate["files"]
+    found = {name: digest for name, digest in file_digests(folder).items() if not name.startswith(OF_THE_HUB)}
+    for name in sorted(found if some_missing else {*stated, *found}):
         if stated.get(name) != found.get(name):
             what = (
                 "is missing" if name not in found else "was not certified" if name not in stated else "was changed after the export"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -117,15 +118,20 @@ def export(
         unlabelled=tuple(name_list(unlabelled)), single=single,
     )  # fmt: skip
     results = export_run(found, targets, console, out=out, members=chosen, best=best, options=options, command=command_line())
-    _show(console, results, as_json)
-    if push is not None:
-        _push([artifact.path for artifact, _ in results], push, console, public)
+    _show(console, results)
+    addresses = _push([artifact.path for artifact, _ in results], push, console, public)
+    if as_json:  # after the upload: one document, and a failed upload has its own
+        parts = zip(results, addresses, strict=True)
+        console.json([{"artifact": _document(a), "certificate": c, "pushed": address} for (a, c), address in parts])
 
 
-def _push(folders: list[Path], repository: str, console: Console, public: bool) -> None:
+def _push(folders: list[Path], repository: str | None, console: Console, public: bool) -> Sequence[str | None]:
+    """The addresses; None for each where nothing is to be pushed."""
+    if repository is None:
+        return [None] * len(folders)
     from sve_cli.workflows.push import push
 
-    push(folders, repository, console, public)
+    return push(folders, repository, console, public)
 
 
 def _verify(folder: Path, repository: str | None, public: bool, as_json: bool) -> None:
@@ -141,17 +147,14 @@ def _verify(folder: Path, repository: str | None, public: bool, as_json: bool) -
     console.say(
         f"Every one of the {len(certificate['files'])} files of '{folder}' is as it was certified on {certificate['created']}."
     )
+    (address,) = _push([folder], repository, console, public)
     if as_json:
-        console.json({"intact": True, **certificate})
-    if repository is not None:
-        _push([folder], repository, console, public)
+        console.json({"intact": True, "pushed": address, **certificate})
 
 
-def _show(console: Console, results: list[tuple[Any, Any]], as_json: bool) -> None:
+def _show(console: Console, results: list[tuple[Any, Any]]) -> None:
     rows = [[str(a.path), f"{c.gaps.worst:.1e}", a.loads_with.replace("FOLDER", str(a.path))] for a, c in results]
     console.table("Certified artifacts", ["folder", "largest gap", "loads with"], rows)
-    if as_json:
-        console.json([{"artifact": _document(a), "certificate": c} for a, c in results])
 
 
 def _document(artifact: Any) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def calibrate(
     write_gates(found, gate, target)
     table = slack_table(found.learned)
     console.table(f"Slack from {len(found.names)} evaluations: {', '.join(found.names)}", table.columns, table.rows)
-    sentence, few = how_sure(len(found.names), quantile)
+    sentence, few = how_sure(len(found.names), quantile, found.runs)
     for warning in [*found.notes, *found.alike, *([sentence] if few else [])]:
         console.warn(warning)
     if not few:

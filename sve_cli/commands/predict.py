@@ -15,7 +15,7 @@ from sve_cli.console import Console
 from sve_cli.errors import SveError
 
 OUT_SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = ("id", "label", "decision", "confidence", "entropy", "aleatoric", "epistemic", "ood_score", "set")
+COLUMNS = ("id", "label", "decision", "confidence", "entropy", "aleatoric", "epistemic", "ood_score", "set", "choice")
 SHOWN_ROWS, SHOWN_CLASSES = 50, 5
 
 
@@ -24,7 +24,8 @@ def predict(
         list[str] | None,
         typer.Argument(
             metavar="[RUN] [INPUT]",
-            help="A run's folder (default: the newest complete run); an image, a folder of images, or a csv, jsonl, parquet file.",
+            help="A run's folder (default: the newest complete run); an image, a folder of images, a csv, jsonl, parquet file, or "
+            "a txt file with one text or image path a line.",
             show_default=False,
         ),
     ] = None,
@@ -44,7 +45,7 @@ def predict(
     console.say(f"Run: {found.path}")
     answers = predict_inputs(found, console, source=source, texts=text or [])
     for rule in answers.rules:
-        console.say(rule)
+        (console.warn if rule in answers.missing else console.say)(rule)
     rows = answers.rows
     heads = ["Input", "Decision", "Label", "Probability", "Epistemic", "Conformal set"]
     console.table("", heads, [_line(row) for row in rows[:SHOWN_ROWS]])
@@ -74,11 +75,12 @@ def run_and_input(given: list[str], has_text: bool) -> tuple[str | None, str | N
 
 def _line(row: dict[str, Any]) -> list[str]:
     if row["error"] is not None:
-        return [row["id"], "not readable", "", "", "", row["error"]]
+        return [row["id"], "not readable", "", "", "", ""]  # the warnings say why, and the rows of --out
     names = row["set"] or []
     shown = ", ".join(names[:SHOWN_CLASSES]) + (f", … ({len(names)})" if len(names) > SHOWN_CLASSES else "")
     of_set = "" if row["set"] is None else shown or "(none)"
-    return [row["id"], row["decision"], row["label"], f"{row['confidence']:.3f}", f"{row['epistemic']:.4f}", of_set]
+    label = row["label"] if row["choice"] is None else f"{row['label']}: {row['choice']}"
+    return [row["id"], row["decision"], label, f"{row['confidence']:.3f}", f"{row['epistemic']:.4f}", of_set]
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]], classes: list[str]) -> None:
@@ -101,7 +103,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]], classes: list[str]) -> No
         import pyarrow.parquet as pq
 
         text, number = pa.string(), pa.float64()
-        types = {"id": text, "label": text, "decision": text, "set": pa.list_(text), "error": text}
+        types = {"id": text, "label": text, "decision": text, "set": pa.list_(text), "choice": text, "error": text}
         schema = pa.schema([(name, types.get(name, number)) for name in flat[0]])
         with atomic_path(path) as temporary:
             pq.write_table(pa.Table.from_pylist(flat, schema=schema), temporary)

@@ -27,8 +27,9 @@ def shift(
     as_json: Json = False,
 ) -> None:
     """What accuracy and calibration become on corrupted inputs. A command that was stopped goes on when it is repeated."""
-    from sve_cli.render.shift import mean_table, set_table, subtitle
+    from sve_cli.render.shift import change_table, mean_table, set_table, subtitle
     from sve_cli.rundir import RunDir
+    from sve_cli.shift import find
     from sve_cli.workflows.shift import shift as measure
 
     console = Console(json_mode=as_json)
@@ -44,6 +45,10 @@ def shift(
     if (means := mean_table(result)) is not None:
         count = f"mean over {len(result.kinds)} corruptions" if len(result.kinds) > 1 else next(iter(result.kinds))
         console.table(f"{result.title}: {count}", means.columns, means.rows)
+    if result.cells:
+        keys, worst = ("accuracy", "nll", find(result.metrics, "ece_")), result.severities[-1]
+        if (changes := change_table(result, keys, worst)) is not None:
+            console.table(f"Change from the clean rows at severity {worst} (interval)", changes.columns, changes.rows)
     if (others := set_table(result)) is not None:
         rows = [[cell.partition(" (")[0] for cell in row] for row in others.rows]  # with intervals the lines are too long
         console.table("Other sets", others.columns, rows)

@@ -30,12 +30,13 @@ BOOTSTRAP, PERMUTATIONS, CONFIDENCE = 2000, 2000, 0.95
 SCORES = ("entropy", "mutual_information")
 # These are 0 for one network whatever it does, so they say nothing about a pair with one.
 OF_SEVERAL_MEMBERS = ("disagreement", "variation_ratio_mean", "mutual_information_mean", "mutual_information")
+Ways = str | tuple[str | Sequence[str], str | Sequence[str]]
 
 
 def compare_predictions(
     reference: Predictions,
     other: Predictions,
-    aggregate: str | tuple[str, str] = "probs",
+    aggregate: Ways = "probs",
     bins: int = DEFAULT_BINS,
     metrics: Sequence[str] = (),
     bootstrap: int = BOOTSTRAP,
@@ -50,7 +51,8 @@ def compare_predictions(
     for the rows returned.
 
     Args:
-        aggregate: how members are averaged, see `metrics.aggregate`; a pair: the reference's way and the other's.
+        aggregate: how members are averaged, see `metrics.aggregate`; a pair: the reference's way and the other's, each one way
+            or one for every seed.
         bins: bins of the calibration errors.
         metrics: names of the registry; none: all. Those that need what a side lacks (labels, several members) are left out.
         bootstrap, permutations: how many resamples; metrics with a limit of their own take fewer. 0 permutations: no p.
@@ -64,7 +66,7 @@ def compare_predictions(
 def compare_seeds(
     references: Sequence[Predictions],
     others: Sequence[Predictions],
-    aggregate: str | tuple[str, str] = "probs",
+    aggregate: Ways = "probs",
     bins: int = DEFAULT_BINS,
     metrics: Sequence[str] = (),
     bootstrap: int = BOOTSTRAP,
@@ -102,7 +104,7 @@ def compare_seeds(
 def compare_ood(
     references: Sequence[tuple[Predictions, Predictions]],
     others: Sequence[tuple[Predictions, Predictions]],
-    aggregate: str | tuple[str, str] = "probs",
+    aggregate: Ways = "probs",
     scores: Sequence[str] = SCORES,
     bootstrap: int = BOOTSTRAP,
     permutations: int = PERMUTATIONS,
@@ -189,12 +191,13 @@ def _statistics(
     ]
 
 
-def _ways(aggregate: str | tuple[str, str], references: int, others: int) -> list[str]:
+def _ways(aggregate: Ways, references: int, others: int) -> list[str]:
     """How each system's members are averaged."""
-    first, second = (aggregate, aggregate) if isinstance(aggregate, str) else aggregate
-    for way in (first, second):
+    sides = (aggregate, aggregate) if isinstance(aggregate, str) else aggregate
+    ways = [[way] * n if isinstance(way, str) else list(way) for way, n in zip(sides, (references, others), strict=True)]
+    for way in (*ways[0], *ways[1]):
         require_aggregate(way)
-    return [first] * references + [second] * others
+    return [*ways[0], *ways[1]]
 
 
 def _stack(first: Aggregated, second: Aggregated) -> Aggregated:

@@ -96,20 +96,28 @@ def _choices(raw: RawSplit, name: str) -> list[list[str]]:
     values = raw.column(name, "data.choices").to_pylist()
     choices: list[list[str]] = []
     for row, value in enumerate(values):
-        if isinstance(value, str):
-            try:
-                value = json.loads(value)
-            except ValueError:
-                value = None
-        if isinstance(value, dict):
-            value = value.get("text")
-        if not isinstance(value, list) or len(value) < 2:
+        found = as_choices(value)
+        if found is None:
             raise DataError(
                 f"Row {row} of '{raw.where}' has no list of at least two choices in column '{name}'.",
                 'Choices are a list of strings; in a csv file write them as JSON, ["first", "second"].',
             )
-        choices.append(["" if option is None else str(option) for option in value])
+        choices.append(found)
     return choices
+
+
+def as_choices(value: object) -> list[str] | None:
+    """The options of one row; None where it has no list of at least two."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if isinstance(value, dict):
+        value = value.get("text")
+    if not isinstance(value, list) or len(value) < 2:
+        return None
+    return ["" if option is None else str(option) for option in value]
 
 
 def option_keys(raw: RawSplit, name: str) -> list[list[str]] | None:

@@ -118,11 +118,18 @@ def _read_json(path: Path) -> pa.Table:
     """A list of objects, or one object a line. Python's reader: arrow's would turn texts that look like dates into dates."""
     text = path.read_text(encoding="utf-8-sig")
     is_list = text.lstrip().startswith("[")
-    rows = json.loads(text) if is_list else [json.loads(line) for line in text.split("\n") if line.strip()]
+    rows = json.loads(text) if is_list else [_json_line(line, i) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     if not all(isinstance(row, dict) for row in rows):
         raise DataError(f"'{path}' must hold JSON objects, one a row.", 'Write each row like {"text": "…", "label": "…"}.')
     names = list(dict.fromkeys(name for row in rows for name in row))
     return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+def _json_line(line: str, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON ({error})") from error
 
 
 def image_files(folder: Path) -> list[Path]:

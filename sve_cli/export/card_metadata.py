@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, try_to_load_from_cache
+from huggingface_hub import EvalResult, ModelCardData, metadata_load, try_to_load_from_cache
+from yaml import YAMLError
 
 from sve_cli.backbone import Backbone, locate
 from sve_cli.export.artifact import CARD, Artifact, Source
@@ -110,8 +111,8 @@ def license_of(backbone: Backbone) -> str | None:
     if not isinstance(readme, (str, Path)) or not Path(readme).is_file():
         return None
     try:
-        stated = ModelCard(Path(readme).read_text(encoding="utf-8"), ignore_metadata_errors=True).data.to_dict().get("license")
-    except (OSError, ValueError):  # no card, or metadata that says nothing
+        stated = (metadata_load(readme) or {}).get("license")
+    except (OSError, ValueError, YAMLError):  # no card, or metadata that cannot be read
         return None
     return stated if isinstance(stated, str) else None
 

@@ -19,6 +19,7 @@ from sve_cli.export.card import usage
 from sve_cli.export.complete import REPORT, require_complete, require_files
 
 EVIDENCE = "evidence.safetensors"
+EVIDENCE_FORMAT = "sve-evidence/2, log-precision = weight log(entropy in nats + 1e-3) + bias"
 
 
 class TrainedStudent(Protocol):
@@ -69,8 +70,7 @@ def write_student(backbone: Backbone, student: TrainedStudent, folder: Path, cla
     backbone.save(student.model(), folder, classes)
     evidence = {name: tensor.float().cpu().contiguous() for name, tensor in student.evidence().items()}
     # One key: safetensors writes several in random order, and the same network must give the same bytes.
-    meta = {"format": "sve-evidence/2, log-precision = weight log(entropy in nats + 1e-3) + bias"}
-    save_file(evidence, folder / EVIDENCE, meta)
+    save_file(evidence, folder / EVIDENCE, {"format": EVIDENCE_FORMAT})
 
 
 def evidence_usage(backbone: Backbone) -> str:

@@ -160,14 +160,14 @@ def _native(view: LinearView | None, left_OK: Tensor, right_KI: Tensor) -> tuple
 
 
 def _biases(ensemble: Ensemble, m: int, layers: set[str]) -> dict[str, Tensor]:
-    """Layer -> b_m - b (O,), where members have biases of their own."""
+    """Layer -> b_m - b (O,), where biases train; one (1, O) that all members share is every member's."""
     own = {name.removesuffix(".bias_MO"): p for g in ensemble.groups if g.role == "bias" for name, p in g.parameters.items()}
     views = {linear.view.name: linear.view for linear in ensemble.member_linears()}
     found = {}
     for name, bias_MO in own.items():
         bias_O = views[name].bias
         if name in layers and bias_O is not None:
-            found[name] = bias_MO[m].detach().double() - bias_O.double()
+            found[name] = bias_MO[m % len(bias_MO)].detach().double() - bias_O.double()
     return found
 
 

@@ -25,7 +25,7 @@ class Alike(NamedTuple):
     bias: float
 
 
-def alike(baseline: Weighted, other: Weighted, n: int, resamples: int, seed: int) -> Alike:
+def alike(baseline: Weighted, other: Weighted, n: int, resamples: int, seed: int) -> tuple[Alike, np.ndarray]:
     """How far two sums of |gaps| on the same n samples differ by chance, were the true gaps of both the same.
 
     The common gaps are the mean of both sides', scaled down until the noise of the mean brings them back to the sum seen; each
@@ -33,15 +33,20 @@ def alike(baseline: Weighted, other: Weighted, n: int, resamples: int, seed: int
 
     Args:
         baseline, other: sample weights (N, R) -> signed gaps (B, R).
+
+    Returns:
+        that, and the baseline's own sum on every resample (R,), which `rule.alone` would draw again.
     """
     once_N1 = np.ones((n, 1))
     first_B1, second_B1 = baseline(once_N1), other(once_N1)
     common_B1 = (first_B1 + second_B1) / 2.0
     drawn = [(baseline(w_NR), other(w_NR)) for w_NR in bootstrap_counts(n, resamples, seeded(seed, "bootstrap"))]
-    first_BR, second_BR = (_noise(np.concatenate(side, axis=1)) for side in zip(*drawn, strict=True))
+    resampled_BR, other_BR = (np.concatenate(side, axis=1) for side in zip(*drawn, strict=True))
+    first_BR, second_BR = _noise(resampled_BR), _noise(other_BR)
     bias = _differences(first_B1 + first_BR, second_B1 + second_BR).mean() - _differences(first_B1, second_B1)[0]
     common_B1 = common_B1 * _true_share(common_B1, (first_BR + second_BR) / 2.0)
-    return Alike(float(_differences(common_B1 + first_BR, common_B1 + second_BR).std(ddof=1)), float(bias))
+    error = float(_differences(common_B1 + first_BR, common_B1 + second_BR).std(ddof=1))
+    return Alike(error, float(bias)), np.asarray(np.abs(resampled_BR).sum(axis=0))
 
 
 def _differences(first_BR: np.ndarray, second_BR: np.ndarray) -> np.ndarray:

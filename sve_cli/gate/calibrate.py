@@ -88,16 +88,25 @@ def learn_all(
     return found
 
 
-def how_sure(evaluations: int, quantile: float) -> tuple[str, bool]:
-    """How far a slack from so many evaluations can be trusted, in a sentence; and whether they are few."""
+def how_sure(evaluations: int, quantile: float, runs: int | None = None) -> tuple[str, bool]:
+    """How far a slack from so many evaluations can be trusted, in a sentence; and whether they are few.
+
+    Args:
+        runs: how many runs or files they are of, where each was predicted at several batch sizes; None: each is of its own.
+    """
+    runs = evaluations if runs is None else runs
     pairs = evaluations * (evaluations - 1) // 2
     taken = "the largest" if quantile == 1.0 else f"the {100 * quantile:g} % quantile"
     many = f"{pairs} pairwise worsenings" if pairs > 1 else "one pairwise worsening"
     text = f"Slack is {taken} of {many} among {evaluations} evaluations." if pairs > 1 else f"Slack is {many}, of 2 evaluations."
-    text += f" Without any change, one further evaluation in {evaluations + 1} is worse than all of these."
-    few = evaluations < ENOUGH
+    if runs == 1:
+        told = "They differ in batch size alone: the slack covers arithmetic, and nothing of what training does by chance."
+        return f"{text} {told}", False
+    kind = "evaluation" if runs == evaluations else "run"
+    text += f" Without any change, one further {kind} in {runs + 1} is worse than all of these."
+    few = runs < ENOUGH
     if few:
-        text += f" That is few: {ENOUGH} evaluations give {ENOUGH * (ENOUGH - 1) // 2} pairs."
+        text += f" That is few: {ENOUGH} {kind}s give {ENOUGH * (ENOUGH - 1) // 2} pairs."
     return text, few
 
 

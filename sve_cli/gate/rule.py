@@ -91,12 +91,13 @@ class Against:
 
 def alone(function: Weighted, n: int, resamples: int, level: Level, seed: int, limit: int | None = None) -> Alone:
     """A metric of n samples with the basic bootstrap interval (2 value - quantiles), which takes the bias out once."""
+    blocks = bootstrap_counts(n, min(resamples, limit or resamples), seeded(seed, "bootstrap"))
+    return alone_from(function, np.concatenate([function(weights_NR) for weights_NR in blocks]), n, level)
+
+
+def alone_from(function: Weighted, values_R: np.ndarray, n: int, level: Level) -> Alone:
+    """`alone`, from the resampled values that are there already."""
     value = float(function(np.ones((n, 1)))[0])
-    parts, done, most = [], 0, min(resamples, limit or resamples)
-    for weights_NR in bootstrap_counts(n, most, seeded(seed, "bootstrap")):
-        parts.append(function(weights_NR))
-        done += weights_NR.shape[1]
-    values_R = np.concatenate(parts)
     tail = (1.0 - level.confidence) / 2.0
     low, high = (2.0 * value - float(q) for q in np.quantile(values_R, [1.0 - tail, tail]))
     return Alone(value, float(values_R.std(ddof=1)), max(float(values_R.mean()) - value, 0.0), low, high, n)

@@ -24,7 +24,7 @@ from sve_cli.ensemble import (
     keyed_generator,
     swap_linears,
 )
-from sve_cli.methods.matrix import MatrixEnsemble, MatrixLinear, pick
+from sve_cli.methods.matrix import BIASES, Biases, MatrixEnsemble, MatrixLinear, pick
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -38,7 +38,7 @@ class Params:
     )
     # On MiniLM, features then have a cosine of 0.98 with the checkpoint's; at 0.2 it is 0.91, at 0.5 and with signs about 0.
     init_std: float = doc("Spread of the gaussian start: 1 + N(0, init_std²).", 0.1, low=0.0, high=1.0)
-    biases: Literal["member", "frozen"] = doc("Whether each member trains its own biases where a layer has one.", "member")
+    biases: Biases = doc(BIASES, "member")
     bias_init: float = doc("Spread of the member biases at the start: b + N(0, bias_init²).", 0.0, low=0.0, high=1.0)
     member_batches: Literal["independent", "shared"] = doc(
         "Whether members see independent mini-batches or the same.", "independent"
@@ -50,7 +50,7 @@ class BatchLinear(MatrixLinear):
     """One target: W frozen, the members' r (inputs) and s (outputs). Of a convolution, r scales whole input channels."""
 
     def __init__(self, view: LinearView, context: MemberContext, params: Params, n_members: int, seed: int) -> None:
-        super().__init__(view, context, n_members, seed, params.biases == "member", params.bias_init)
+        super().__init__(view, context, n_members, seed, params.biases, params.bias_init)
         out, inner = self.weight_OI.shape
         channels = view.module.in_channels if isinstance(view.module, nn.Conv2d) else inner
         self.taps = inner // channels

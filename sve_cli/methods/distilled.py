@@ -1,8 +1,9 @@
 """The student of a distillation: one member of the teacher's own family, with one output more than classes.
 
-It starts at the mean of the members: of their singular values, biases, norms, low-rank products and heads. The further output is
-the log-precision of a Dirichlet distribution over class probabilities (`metrics/dirichlet.py`), linear in the logarithm of the
-entropy of the class probabilities: what is unlike the training inputs has a large entropy, and features there may be anything.
+It starts at the mean of the members: of their singular values, off-diagonals, biases, norms, low-rank products and heads. The
+further output is the log-precision of a Dirichlet distribution over class probabilities (`metrics/dirichlet.py`), linear in the
+logarithm of the entropy of the class probabilities: what is unlike the training inputs has a large entropy, and features there
+may be anything.
 Shapes: M members, B batch, C classes, F features, R rank, O out, I in.
 """
 
@@ -22,12 +23,13 @@ from sve_cli.methods.low_rank import LowRank
 from sve_cli.methods.matrix import MatrixLinear
 from sve_cli.methods.member_norms import MemberNorm
 from sve_cli.methods.sve import SVELinear
+from sve_cli.methods.sve_band import BandedLinear
 from sve_cli.recipe.spec import MethodSpec
 from sve_cli.registry import METHODS
 
 LOG_PRECISION = "log precision"
 LEAST_ENTROPY = 1e-3  # nats, added to the entropy before its logarithm
-FAMILIES = ("sve", "svfit", "sve_lora", "heads_only")
+FAMILIES = ("sve", "svfit", "sve_lora", "sve_band", "heads_only")
 # The student starts at the mean, all of its singular values train at once, and its targets are given: no noise, no dropout.
 PLAIN = {"sigma_init": 0.0, "bias_init": 0.0, "rank_start": None, "dropout": "off"}
 
@@ -57,14 +59,16 @@ def log_entropy(probs: Tensor) -> Tensor:
 class EvidenceHeads(MemberHeads):
     """Class logits as ever, and behind them one output more, the log-precision: weight · log(entropy + 1e-3) + bias.
 
-    It reads the logits without changing them: they learn from the mean alone.
+    Its two numbers are not trained: `Student.calibrate` sets them.
     """
 
-    def __init__(self, heads: Sequence[Head], trainable: bool, start: tuple[float, float]) -> None:
+    evidence_weight_M: Tensor
+    evidence_bias_M: Tensor
+
+    def __init__(self, heads: Sequence[Head], trainable: bool) -> None:
         super().__init__(heads, trainable)
-        weight, bias = start
-        self.evidence_weight_M = nn.Parameter(torch.full((len(heads),), float(weight)))
-        self.evidence_bias_M = nn.Parameter(torch.full((len(heads),), float(bias)))
+        self.register_buffer("evidence_weight_M", torch.zeros(len(heads)))
+        self.register_buffer("evidence_bias_M", torch.zeros(len(heads)))
 
     def forward(self, features_MBF: Tensor, members: Sequence[int]) -> Tensor:
         index = list(members)
@@ -80,11 +84,10 @@ class StudentTask:
 
     teacher: MemberHeads
     classes: list[str]
-    start: tuple[float, float]
 
     def make_heads(self, n_members: int, seed: int) -> MemberHeads:
         """The mean of the teacher's heads, and a log-precision."""
-        return EvidenceHeads([_mean_head(self.teacher)] * n_members, self.teacher.trainable, self.start)
+        return EvidenceHeads([_mean_head(self.teacher)] * n_members, self.teacher.trainable)
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,20 @@ class Student:
     classes: list[str]
 
     def slow_heads(self, share: float) -> None:
-        """Train the class head, which starts at the mean, with this share of `head_lr`; the log-precision with all of it."""
+        """Train the class head, which starts at the mean, with this share of `head_lr`."""
         groups = self.ensemble.groups
-        for group in [g for g in groups if g.role == "head"]:
-            evidence = {n: p for n, p in group.parameters.items() if n.startswith("heads.evidence")}
-            classes = {n: p for n, p in group.parameters.items() if n not in evidence}
-            at = groups.index(group)
-            groups[at : at + 1] = [ParameterGroup("head", classes, lr_scale=share), ParameterGroup("head", evidence)]
+        groups[:] = [ParameterGroup("head", g.parameters, lr_scale=share) if g.role == "head" else g for g in groups]
+
+    def calibrate(self, temperature: float, line: tuple[float, float]) -> None:
+        """Divide the class logits by a temperature, within the head, and set the log-precision's weight and bias."""
+        heads = self.ensemble.heads
+        assert isinstance(heads, EvidenceHeads) and (heads.trainable or temperature == 1)
+        with torch.no_grad():
+            for tensor in (heads.weight_MCF, heads.bias_MC):
+                if tensor is not None:
+                    tensor.div_(temperature)
+            heads.evidence_weight_M.fill_(line[0])
+            heads.evidence_bias_M.fill_(line[1])
 
     def model(self) -> nn.Module:
         """The library's own classifier with C logits."""
@@ -121,14 +131,11 @@ class Student:
         return found_BC[:, :-1], found_BC[:, -1]
 
 
-def build_student(
-    teacher: Ensemble, backbone: Backbone, spec: MethodSpec, factors: FactorSource, seed: int, start: tuple[float, float]
-) -> Student:
+def build_student(teacher: Ensemble, backbone: Backbone, spec: MethodSpec, factors: FactorSource, seed: int) -> Student:
     """One member of the teacher's family at the mean of its members.
 
     Args:
         spec: the run's method.
-        start: weight and bias of the log-precision.
 
     Raises:
         NotExportable: see `require_distillable`.
@@ -139,12 +146,11 @@ def build_student(
     fixed: dict[str, Any] = {key: value for key, value in PLAIN.items() if hasattr(params, key)}
     if hasattr(params, "lora_rank"):
         fixed["lora_rank"] = params.lora_rank * teacher.n_members  # what the mean of the members' products has
-    task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION], start)
+    if hasattr(params, "shared_bands"):  # the mean has an entry wherever a member has one
+        fixed |= {"shared_bands": params.shared_bands + params.bands * teacher.n_members, "bands": 0}
+    task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION])
     one = replace(spec, members=1)
     ensemble: Ensemble = method.build(backbone, task, one, factors, replace(params, **fixed), seed)
-    if not ensemble.heads.trainable:  # the log-precision trains all the same
-        evidence = {f"heads.{n}": p for n, p in ensemble.heads.named_parameters() if n.startswith("evidence")}
-        ensemble.groups.append(ParameterGroup("head", evidence))
     start_at_mean(ensemble, teacher)
     return Student(ensemble, list(teacher.classes))
 
@@ -162,6 +168,8 @@ def start_at_mean(student: Ensemble, teacher: Ensemble) -> None:
             if isinstance(linear, MatrixLinear) and isinstance(other, MatrixLinear) and other.bias_MO is not None:
                 assert linear.bias_MO is not None
                 linear.bias_MO.copy_(other.bias_MO.mean(0, keepdim=True))
+            if isinstance(linear, BandedLinear) and isinstance(other, BandedLinear):
+                linear.c_SR.copy_(torch.cat([other.c_SR, other.c_MKR.flatten(0, 1) / len(members)]))
             mine, lora = getattr(linear, "lora", None), getattr(other, "lora", None)
             if isinstance(mine, LowRank) and isinstance(lora, LowRank):
                 _mean_product(mine, lora, members)

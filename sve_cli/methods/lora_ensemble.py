@@ -16,7 +16,7 @@ from torch import Tensor
 from sve_cli.backbone import Backbone, LinearView
 from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, TaskView, swap_linears
 from sve_cli.methods.low_rank import LowRank, LowRankSettings, add_lora_group
-from sve_cli.methods.matrix import MatrixEnsemble, MatrixLinear, attention_or_all
+from sve_cli.methods.matrix import BIASES, Biases, MatrixEnsemble, MatrixLinear, attention_or_all
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -33,7 +33,7 @@ class Params:
     member_batches: Literal["independent", "shared"] = doc(
         "Whether members see independent mini-batches or the same (the paper: the same).", "independent"
     )
-    biases: Literal["member", "frozen"] = doc("Whether each member trains its own biases where a layer has one.", "frozen")
+    biases: Biases = doc(BIASES, "frozen")
     dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
 
 
@@ -47,10 +47,10 @@ class LoraLinear(MatrixLinear):
         settings: LowRankSettings,
         n_members: int,
         seed: int,
-        own_bias: bool = False,
+        biases: Biases = "frozen",
         bias_init: float = 0.0,
     ) -> None:
-        super().__init__(view, context, n_members, seed, own_bias, bias_init)
+        super().__init__(view, context, n_members, seed, biases, bias_init)
         self.lora = LowRank(self.weight_OI.shape, settings, n_members, seed, view.name)
 
     def forward_MNI(self, x_MNI: Tensor) -> Tensor:
@@ -88,8 +88,7 @@ class LoraEnsemble:
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
         views = attention_or_all(backbone, spec, network)
-        own_bias = params.biases == "member"
-        swap_linears(network, views, lambda v: LoraLinear(v, context, settings, spec.members, seed, own_bias))
+        swap_linears(network, views, lambda v: LoraLinear(v, context, settings, spec.members, seed, params.biases))
         ensemble = MatrixEnsemble(
             backbone,
             network,

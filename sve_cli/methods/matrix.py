@@ -6,6 +6,7 @@ Shapes: M members, N rows, O out, I in, R rank.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from sve_cli.ensemble import Ensemble, MemberContext, MemberLinear, ParameterGro
 from sve_cli.methods.member_norms import MemberNorm
 from sve_cli.recipe.spec import MethodSpec
 
+Biases = Literal["member", "shared", "frozen"]
+BIASES = "What trains of the biases of target layers: each member its own, one for all members, or nothing."
+
 
 def pick(stacked: Tensor, members: tuple[int, ...]) -> Tensor:
     """The rows of these members; the tensor itself when they are all, in order."""
@@ -22,28 +26,31 @@ def pick(stacked: Tensor, members: tuple[int, ...]) -> Tensor:
 
 
 class MatrixLinear(MemberLinear):
-    """A target whose matrix W (O, I) stays frozen, with the checkpoint's bias or one of each member's own.
+    """A target whose matrix W (O, I) stays frozen; its bias is the checkpoint's, each member's own, or one they train together.
 
     Args:
         view: the layer in the network's copy.
         context: which members compute.
         n_members: M.
         seed: of the members' biases at the start, b + N(0, bias_init²).
-        own_bias: whether each member trains its own bias, where the layer has one.
-        bias_init: their spread.
+        biases: whose biases train, where the layer has one.
+        bias_init: the spread of the members' own.
     """
 
     def __init__(
-        self, view: LinearView, context: MemberContext, n_members: int, seed: int, own_bias: bool = False, bias_init: float = 0.0
+        self, view: LinearView, context: MemberContext, n_members: int, seed: int, biases: Biases = "frozen", bias_init: float = 0.0
     ) -> None:
         super().__init__(view, context)
         self.n_members = n_members
         self.register_buffer("weight_OI", view.weight_OI, persistent=False)
         self.bias_MO: nn.Parameter | None = None
         bias_O = view.bias
-        if bias_O is not None and own_bias:
+        if bias_O is not None and biases == "shared":
+            self.bias_MO = nn.Parameter(bias_O.detach().float().unsqueeze(0).clone())
+        elif bias_O is not None and biases == "member":
             draws = [torch.randn(len(bias_O), generator=keyed_generator(seed, "bias", m, view.name)) for m in range(n_members)]
             self.bias_MO = nn.Parameter(bias_O.detach().float() + bias_init * torch.stack(draws))
+        self.shares_bias = biases == "shared"
         self._cast: dict[str, Tensor] = {}
 
     def frozen(self, name: str) -> Tensor:
@@ -58,16 +65,16 @@ class MatrixLinear(MemberLinear):
         return kept
 
     def member_bias(self, members: tuple[int, ...]) -> Tensor | None:
-        """Biases (M, O), or (1, O) where the members share the checkpoint's; None: the layer has none."""
+        """Biases (M, O), or (1, O) where the members share one; None: the layer has none."""
         if self.bias_MO is None:
             return None if self.view.bias is None else self.view.bias.unsqueeze(0)
-        return pick(self.bias_MO, members)
+        return self.bias_MO if self.shares_bias else pick(self.bias_MO, members)
 
     def plain_bias(self, member: int | None) -> Tensor | None:
         """One member's bias, or the mean of all (None), detached."""
         if self.bias_MO is None:
             return self.view.bias
-        return self.bias_MO.detach().mean(0) if member is None else self.bias_MO[member].detach()
+        return self.bias_MO.detach().mean(0) if member is None or self.shares_bias else self.bias_MO[member].detach()
 
     def averaged(self) -> tuple[Tensor, Tensor | None]:
         """The mean of the members' defined matrices, and of their biases."""
@@ -101,11 +108,12 @@ class MatrixEnsemble(Ensemble):
             norm.write_plain(network.get_submodule(norm.name), member)
 
     def add_biases(self) -> None:
-        """The group of member biases, if there are any. They are absolute: decay pulls them toward the checkpoint's."""
+        """The group of trained biases, if there are any. They are absolute: decay pulls them toward the checkpoint's."""
         own = {linear.view.name: linear for linear in self.member_linears() if isinstance(linear, MatrixLinear)}
         biases = {f"{n}.bias_MO": linear.bias_MO for n, linear in own.items() if linear.bias_MO is not None}
         if biases:
-            self.groups.append(ParameterGroup("bias", biases))
+            stacked = not any(linear.shares_bias for linear in own.values())
+            self.groups.append(ParameterGroup("bias", biases, stacked=stacked))
             self.decay_origins |= {f"{n}.bias_MO": b for n, linear in own.items() if (b := linear.view.bias) is not None}
 
 

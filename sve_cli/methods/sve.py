@@ -17,7 +17,7 @@ from sve_cli.backbone import Backbone, LinearView
 from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGroup, TaskView, keyed_generator, swap_linears
 from sve_cli.errors import SveError
 from sve_cli.factors import Factors, in_out
-from sve_cli.methods.matrix import MatrixEnsemble, MatrixLinear, pick
+from sve_cli.methods.matrix import BIASES, Biases, MatrixEnsemble, MatrixLinear, pick
 from sve_cli.methods.member_norms import MemberNorm, swap_norms
 from sve_cli.recipe.spec import MethodSpec, doc
 
@@ -35,7 +35,7 @@ class Params:
         "What is optimised: the gain s/S (relative) or s itself (absolute, the paper). They want different learning rates.",
         "relative",
     )
-    biases: Literal["member", "frozen"] = doc("Whether each member trains its own biases where a layer has one.", "member")
+    biases: Biases = doc(BIASES, "member")
     bias_init: float = doc("Spread of the member biases at the start: b + N(0, bias_init²).", 0.01, low=0.0, high=1.0)
     member_batches: Literal["independent", "shared"] = doc(
         "Whether members see independent mini-batches or the same.", "independent"
@@ -79,7 +79,7 @@ class SVELinear(MatrixLinear):
     def __init__(
         self, view: LinearView, context: MemberContext, factors: Factors, params: Params, n_members: int, seed: int
     ) -> None:
-        super().__init__(view, context, n_members, seed, params.biases == "member", params.bias_init)
+        super().__init__(view, context, n_members, seed, params.biases, params.bias_init)
         self.params = params
         out, inner = self.weight_OI.shape
         self.full = len(factors.s_R)

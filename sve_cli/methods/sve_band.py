@@ -1,10 +1,11 @@
-"""Singular values with a few entries beside the diagonal, at places of each member's own.
+"""Singular values with a few entries beside the diagonal: some that all members share, some at places of each member's own.
 
-Member m of a target is W_m = U (diag(max(s_m, 0)) + C_m) Vt. C_m has K cyclic off-diagonals: entry (r, (r + o) mod R) is
-c · sqrt(s_r s_(r + o)), o one of m K + 1 … m K + K (mod R - 1), so that no two members train the same entries while M K < R.
-Frozen singular vectors with a banded matrix between them are SVFT's (arXiv 2405.19597); a band for each member is this project's,
-to let members differ.
-Shapes: M members, N rows, O out, I in, R rank, K bands.
+Member m of a target is W_m = U (diag(max(s_m, 0)) + C + C_m) Vt. C has the first S cyclic off-diagonals, the same for every
+member; C_m has K more. Entry (r, (r + o) mod R) is c · sqrt(s_r s_(r + o)), with o = 1 … S in C and one of S + m K + 1 …
+S + m K + K (mod R - 1) in C_m, so that no two members train the same entries of their own while S + M K < R.
+Frozen singular vectors with a banded matrix between them are SVFT's (arXiv 2405.19597); what is shared lets one member do more at a
+price that M does not multiply, a band for each member lets them differ. Both are this project's.
+Shapes: M members, N rows, O out, I in, R rank, S shared bands, K bands of a member's own.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGro
 from sve_cli.errors import SveError
 from sve_cli.factors import Factors
 from sve_cli.methods import sve
-from sve_cli.methods.matrix import pick
+from sve_cli.methods.matrix import BIASES, Biases, pick
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -30,16 +31,18 @@ from sve_cli.recipe.spec import MethodSpec, doc
 class Params(sve.Params):
     """Choices of the banded form: those of sve, except that every direction trains and the layer is computed factored."""
 
-    bands: int = doc("Off-diagonals a member trains in every target, K.", 1, low=1)
+    biases: Biases = doc(BIASES, "shared")
+    bands: int = doc("Off-diagonals a member trains in every target for itself, K.", 2, low=0)
+    shared_bands: int = doc("Off-diagonals of every target that all members train together.", 2, low=0)
     band_lr_scale: float = doc("Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ.", 1.0, above=0.0)
 
 
 class BandedLinear(sve.SVELinear):
-    """One target: Σ's deviations as in sve, and c_MKR, zero at the start, so that every member starts where it would without.
+    """One target: Σ's deviations as in sve, c_MKR and the shared c_SR, zero at the start, so that a member starts as in sve.
 
     Attributes:
-        unit_MKR: what an off-diagonal's 1 is in the factors: sqrt(s_r s_(r + o)), over what A and B carry of it; 0 where
-            either direction is negligible.
+        unit_MKR: for the shared off-diagonals and then the member's own (here K is both), what an off-diagonal's 1 is in the
+            factors: sqrt(s_r s_(r + o)), over what A and B carry of it; 0 where either direction is negligible.
     """
 
     params: Params
@@ -49,17 +52,21 @@ class BandedLinear(sve.SVELinear):
         self, view: LinearView, context: MemberContext, factors: Factors, params: Params, n_members: int, seed: int
     ) -> None:
         super().__init__(view, context, factors, params, n_members, seed)
-        bands = params.bands
-        if bands >= self.rank:
+        shared, bands = params.shared_bands, params.bands
+        if shared + bands >= self.rank:
             raise SveError(
-                f"method.params.bands is {bands}, but '{view.name}' has {self.rank} singular values.",
+                f"method.params.bands is {bands} and shared_bands {shared}, but '{view.name}' has {self.rank} singular values.",
                 "Choose fewer bands, or leave the layer out.",
             )
-        self.offsets = [[1 + (m * bands + k) % (self.rank - 1) for k in range(bands)] for m in range(n_members)]
+        self.offsets = [
+            [*range(1, shared + 1), *(1 + shared + (m * bands + k) % (self.rank - 1 - shared) for k in range(bands))]
+            for m in range(n_members)
+        ]
         self.register_buffer(
             "unit_MKR", torch.stack([torch.stack([self._unit_R(o) for o in own]) for own in self.offsets]), persistent=False
         )
-        self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank))
+        self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank), requires_grad=bands > 0)
+        self.c_SR = nn.Parameter(torch.zeros(shared, self.rank), requires_grad=shared > 0)
 
     def _unit_R(self, offset: int) -> Tensor:
         s_R, live_R = self.s_R.double(), self.live_R & self.live_R.roll(-offset)
@@ -69,7 +76,8 @@ class BandedLinear(sve.SVELinear):
 
     def bands_MKR(self, members: tuple[int, ...]) -> Tensor:
         """The off-diagonals of these members, as factors of A's rows and B's columns."""
-        return pick(self.c_MKR, members) * pick(self.unit_MKR, members)
+        shared_MSR = self.c_SR.expand(len(members), -1, -1)
+        return torch.cat([shared_MSR, pick(self.c_MKR, members)], 1) * pick(self.unit_MKR, members)
 
     def forward_MNI(self, x_MNI: Tensor) -> Tensor:
         members = self.context.members
@@ -114,7 +122,8 @@ class SveBand:
         """See `Method.build`.
 
         Raises:
-            SveError: a rank is given, another form than the factored one, or as many bands as a layer has singular values.
+            SveError: no band is asked for, a rank is given, another form than the factored one, a part of the tokens for the
+                gradient, or as many bands as a layer has singular values.
         """
         if params.rank is not None or params.rank_start is not None:
             raise SveError(
@@ -122,6 +131,13 @@ class SveBand:
             )
         if params.form not in ("auto", "factored"):
             raise SveError(f"sve_band computes its layers factored, not {params.form}.", "Write form: auto.")
+        if params.sigma_grad_tokens != 1.0:
+            raise SveError(
+                f"sve_band takes every gradient from all tokens, but sigma_grad_tokens is {params.sigma_grad_tokens}.",
+                "Remove it, or use sve.",
+            )
+        if params.bands + params.shared_bands == 0:
+            raise SveError("method.params.bands and shared_bands are both 0, so that no band would train.", "Use sve.")
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
         views = backbone.targets(spec, network)
@@ -129,7 +145,12 @@ class SveBand:
         swap_linears(
             network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), factored, spec.members, seed)
         )
-        ensemble = sve.finish(backbone, task, network, context, params, seed, {"targets": len(views), "bands": params.bands})
-        bands = {f"{x.view.name}.c_MKR": x.c_MKR for x in ensemble.member_linears() if isinstance(x, BandedLinear)}
-        ensemble.groups.append(ParameterGroup("band", bands, lr_scale=params.band_lr_scale))
+        facts = {"targets": len(views), "bands": params.bands, "shared_bands": params.shared_bands}
+        ensemble = sve.finish(backbone, task, network, context, params, seed, facts)
+        layers = [layer for layer in ensemble.member_linears() if isinstance(layer, BandedLinear)]
+        own = {f"{x.view.name}.c_MKR": x.c_MKR for x in layers if params.bands}
+        shared = {f"{x.view.name}.c_SR": x.c_SR for x in layers if params.shared_bands}
+        for named, stacked in ((own, True), (shared, False)):
+            if named:
+                ensemble.groups.append(ParameterGroup("band", named, stacked=stacked, lr_scale=params.band_lr_scale))
         return ensemble

@@ -95,8 +95,7 @@ class SveLora:
 
         def make(view: LinearView) -> MemberLinear:
             if view.name not in sigma_views:
-                own_bias = params.biases == "member"
-                return LoraLinear(view, context, lora, spec.members, seed, own_bias, params.bias_init)
+                return LoraLinear(view, context, lora, spec.members, seed, params.biases, params.bias_init)
             found = factors.get(view.weight_OI, view.name)
             if view.name not in lora_views:
                 return sve.SVELinear(view, context, found, params, spec.members, seed)

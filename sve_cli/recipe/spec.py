@@ -134,6 +134,10 @@ class TrainSpec:
     precision: Literal["auto", "float32", "bfloat16"] = doc("auto: bfloat16 where the hardware is good at it.", "auto")
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")
     select: Literal["validation_nll", "last"] = doc("Which epoch is kept.", "validation_nll")
+    prefix_cache_mb: int = doc(
+        "Largest store, in MB, of what the frozen first blocks (method.last_blocks) give for each training sample: made once, not "
+        "computed at every step; 0: none. Nothing below may be random (params.dropout: off, no augmentation).", 0, low=0,
+    )  # fmt: skip
     checkpoint_minutes: float = doc(
         "Minutes between checkpoints inside an epoch (one is also written after each epoch).", 5.0, low=0.0
     )

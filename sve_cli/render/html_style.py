@@ -64,7 +64,15 @@ svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .stroke-tie{fill:none;stroke:var(--soft);stroke-width:1.8}.dot-tie{fill:var(--soft)}.whisker{stroke:var(--id);stroke-width:1}
 @media screen and (max-width:40rem){
 .words thead{display:none}.words tr{display:block;padding:.55rem 0;border-bottom:1px solid var(--rule)}
-.words th,.words td{display:block;padding:0;border:0}.words tbody th{font-weight:600}}
+.words th,.words td{display:block;padding:0;border:0}.words tbody th{font-weight:600}
+.cards thead{display:none}.cards,.cards tbody{display:block;min-width:0}
+.cards tr{display:block;padding:.55rem 0;border-bottom:1px solid var(--rule)}
+.cards th,.cards td{display:flow-root;padding:.12rem 0;border:0;text-align:right;white-space:normal}
+.cards tbody th:first-child{position:static;font-weight:600;text-align:left;overflow-wrap:anywhere}
+.cards td::before{content:attr(data-head);float:left;max-width:58%;
+margin-right:1.25rem;text-align:left;color:var(--soft);font-weight:400}
+.cards th[data-head]::before{content:attr(data-head) ": ";font-weight:400}
+.cards td:empty{display:none}}
 @media print{@page{margin:16mm}nav,summary{display:none}details::details-content{content-visibility:visible;display:block}
 body{font-size:10pt}main{max-width:none;padding:0}.scroll{overflow:visible}
 h2,h3{break-after:avoid}h2{margin-top:1.6rem}tr,.warnings,.facts{break-inside:avoid}:root{--page:#fff}thead{display:table-header-group}

@@ -78,21 +78,25 @@ def note(*sentences: str) -> str:
 
 
 def table(content: Table, label: str, style: str = "") -> str:
-    """A table in its own scrolling box, so that a phone scrolls the table and not the page."""
+    """A table in its own scrolling box; on a phone each row of a wide one is a card: cells under each other, with their heads."""
+    kind = f"{style} cards".strip() if "words" not in style and len(content.columns) > 2 else style
 
     def heading(i: int, text: str) -> str:
         shown = escape(re.sub(" (?=[%↑↓])", "\N{NO-BREAK SPACE}", text))
         return f'<th scope="col" class="num">{shown}</th>' if i in content.numeric else f'<th scope="col">{shown}</th>'
 
     def cell(i: int, text: str) -> str:
-        if i == 0:
-            return heading(0, text).replace('scope="col"', 'scope="row"')
+        named = f'data-head="{escape(content.columns[i])}"'  # a card says it beside the cell
+        if i == 0:  # a number alone says nothing as the title of a card
+            return heading(0, text).replace('scope="col"', f'scope="row" {named}' if i in content.numeric else 'scope="row"')
         if i not in content.numeric:
             shown = escape(text)
-            return f"<td><code>{shown}</code></td>" if content.columns[i] == "Report key" else f'<td class="text">{shown}</td>'
+            return (
+                f"<td><code>{shown}</code></td>" if content.columns[i] == "Report key" else f'<td class="text" {named}>{shown}</td>'
+            )
         value, bracket, interval = text.partition(" (")
         tail = f' <span class="ci">({escape(interval)}</span>' if bracket else ""
-        return f'<td class="num">{escape(value)}{tail}</td>'
+        return f'<td class="num" {named}>{escape(value)}{tail}</td>'
 
     heads = "".join(heading(i, text) for i, text in enumerate(content.columns))
     body = "\n".join(
@@ -100,7 +104,7 @@ def table(content: Table, label: str, style: str = "") -> str:
         for r, row in enumerate(content.rows)
     )
     return (
-        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n<table class="{style}">\n'
+        f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(label)}">\n<table class="{kind}">\n'
         f"<thead><tr>{heads}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>\n</div>"
     )
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 from sve_cli.render import figures, markdown, page
+from sve_cli.render.comparison import MINUS
 from sve_cli.render.tables import MISSING, Table, format_number, is_percent, metric_name
 from sve_cli.shift import CONFIDENCE, Estimate, Scores, Shift, find
 
 ARROWS = {"accuracy": "↑", "nll": "↓", "ece_top1_w": "↓"}
-NAMES = {"entropy_mean": "Entropy", "mutual_information_mean": "Mutual information", CONFIDENCE: "Mean confidence"}
+NAMES = {"entropy_mean": "Entropy", "mutual_information_mean": "Mutual information", CONFIDENCE: "Confidence"}
 SCALED = ("nll", "ece_top1_w")  # what a temperature is for
 READING = (
     "Severity 0 is the clean set. The mean is over the corruptions, all on the same rows; grey lines are the single corruptions. "
@@ -102,6 +104,42 @@ def cell_table(found: Shift) -> Table | None:
     return Table(columns, rows, _numeric(columns), frozenset({0}))
 
 
+def signed(key: str, value: float) -> str:
+    """A change, with its sign; exactly nothing has none."""
+    return ("" if value == 0.0 else "+" if value > 0.0 else MINUS) + show(key, abs(value))
+
+
+def show_change(key: str, found: Estimate | None) -> str:
+    """`−12.3 (−14.0 to −10.5)`; a dash where there is none."""
+    if found is None or not math.isfinite(found.value):
+        return MISSING
+    interval = "" if found.low is None or found.high is None else f" ({signed(key, found.low)} to {signed(key, found.high)})"
+    return signed(key, found.value) + interval
+
+
+def change_table(found: Shift, keys: Sequence[str] = (), severity: int | None = None) -> Table | None:
+    """The change of every cell from the clean rows; bold where accuracy fell by more than chance.
+
+    Args:
+        keys: report keys; none: all of them, and those after the temperature.
+        severity: this one alone.
+    """
+    cells = [cell for cell in found.cells if severity in (None, cell.severity)]
+    if not cells:
+        return None
+    scaled, rows, strong = [] if keys else _scaled_keys(found), [], set()
+    for i, cell in enumerate(cells):
+        change = cell.change or Scores({}, {})
+        shown = [show_change(key, change.ensemble.get(key)) for key in keys or found.metrics]
+        shown += [show_change(key, change.temperature.get(key)) for key in scaled]
+        rows.append([found.kinds[cell.corruption].title, *([] if severity else [str(cell.severity)]), *shown])
+        high = change.ensemble["accuracy"].high if change.ensemble else None
+        strong |= {i} if high is not None and high < 0 else set()
+    heads = [*(head(key) for key in keys or found.metrics), *(head(key, ", T") for key in scaled)]
+    columns = ["Corruption", *([] if severity else ["Severity"]), *(name.replace(" %", ", points") for name in heads)]
+    return Table(columns, rows, _numeric(columns), frozenset(strong))
+
+
 def set_table(found: Shift) -> Table | None:
     """One line a second set, the clean test rows first."""
     if not found.sets:
@@ -126,7 +164,11 @@ def definition_table(found: Shift) -> Table:
     if found.temperature is not None:
         told = f"Every logit divided by the run's own temperature, {found.temperature:.3f}, fitted on clean validation rows."
         rows.append(["…, T (after temperature)", told])
-    rows.append(["In parentheses", f"{100 * found.confidence:.4g} % interval of the number; means over corruptions have none."])
+    level = f"{100 * found.confidence:.4g} %"
+    rows.append(["In parentheses", f"{level} interval of the number; means over corruptions have none."])
+    told = f"{level} interval by the paired bootstrap: both are scored on the same resamples of the same rows, so that it is "
+    told += "narrower than two intervals suggest. Not corrected for the number of cells."
+    rows.append(["Of a change", told])
     return Table(["Number", "Definition"], rows)
 
 
@@ -152,6 +194,7 @@ def _tables(found: Shift) -> list[tuple[str, Table | None, str]]:
         ("Mean by severity", mean_table(found), "sticky"),
         *((f"{NAMES.get(key) or metric_name(key)} by corruption", corruption_table(found, key), "sticky") for key in chosen),
         ("Other sets", set_table(found), "sticky"),
+        ("Change from the clean rows", change_table(found), "sticky"),
         ("Every number", cell_table(found), "sticky"),
         ("Corruptions", kind_table(found), "words"),
         ("Definitions", definition_table(found), "words"),

@@ -1,7 +1,7 @@
 """Scaled dot-product attention with dropout on a CPU, in pieces small enough that their scores stay in the cache.
 
 torch's fused kernel for the CPU has no dropout: with it, torch multiplies all scores out and passes over them some ten times,
-forward and backward. Here they are kept once, after the softmax, beside a mask of one byte each.
+forward and backward. Here they are kept once, after the softmax, beside a mask of one bit each.
 Shapes: N batch, H heads, T queries, S keys, D width of a head, P pairs of text and head (N·H).
 """
 
@@ -23,38 +23,42 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor, scale: float, rate: float) -> Tensor:
         shape, (t, s) = q.shape, keep.shape[2:]
-        q_PTD, k_PSD, v_PSD = (x.reshape(-1, *x.shape[2:]) for x in (q, k, v))
-        keep_PTS = keep.view(-1, t, s)
+        scaled = torch.mul(q, scale, out=torch.empty(shape, dtype=q.dtype))  # smaller than the scores
+        q_PTD, k_PSD, v_PSD = (x.reshape(-1, *x.shape[2:]) for x in (scaled, k, v))
+        keep_PTS, bits = keep.view(-1, t, s), []
         soft_PTS = torch.empty(keep_PTS.shape, dtype=q.dtype)
         out_PTD = torch.empty((len(q_PTD), t, v.shape[3]), dtype=q.dtype)
-        scores, factor = _buffers(soft_PTS, 2)
-        for part, c in _pieces(keep_PTS):
-            torch.bmm(q_PTD[part], k_PSD[part].transpose(1, 2), out=scores[:c]).mul_(scale)
+        size = _size(keep_PTS)
+        kept = torch.empty((size, t, s), dtype=q.dtype)
+        for part, c in _pieces(len(q_PTD), size):
+            scores = torch.bmm(q_PTD[part], k_PSD[part].transpose(1, 2), out=kept[:c])
             if mask is not None:
-                scores[:c] += mask[part] if len(mask) > 1 else mask
-            torch.softmax(scores[:c], -1, out=soft_PTS[part])
-            _fill(factor[:c], keep_PTS[part], rate)
-            torch.bmm(factor[:c].mul_(soft_PTS[part]), v_PSD[part], out=out_PTD[part])
-        ctx.save_for_backward(q_PTD, k_PSD, v_PSD, soft_PTS, keep_PTS)
-        ctx.settings = (shape[:2], scale, rate)
-        return out_PTD.view(*shape[:3], -1)
+                scores += mask[part] if len(mask) > 1 else mask
+            torch.softmax(scores, -1, out=soft_PTS[part])
+            own = keep_PTS[part].numpy()
+            _times(soft_PTS[part], own, kept[:c])
+            bits.append(torch.from_numpy(np.packbits(own.reshape(-1))))
+            torch.bmm(kept[:c], v_PSD[part], out=out_PTD[part])
+        ctx.save_for_backward(q_PTD, k_PSD, v_PSD, soft_PTS, *bits)
+        ctx.settings = (shape[:2], scale, rate, size)
+        return out_PTD.mul_(1 / (1 - rate)).view(*shape[:3], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_PTD, k_PSD, v_PSD, soft_PTS, keep_PTS = ctx.saved_tensors
-        lead, scale, rate = ctx.settings
-        d_out = grads[0].reshape(-1, *grads[0].shape[2:])
+        q_PTD, k_PSD, v_PSD, soft_PTS, *bits = ctx.saved_tensors
+        lead, scale, rate, size = ctx.settings
+        d_out = grads[0].reshape(-1, *grads[0].shape[2:]) * (1 / (1 - rate))
         dq, dk, dv = (torch.empty_like(x) for x in (q_PTD, k_PSD, v_PSD))
-        scores, factor = _buffers(soft_PTS, 2)
-        for part, c in _pieces(keep_PTS):
-            _fill(factor[:c], keep_PTS[part], rate)
-            torch.bmm(d_out[part], v_PSD[part].transpose(1, 2), out=scores[:c]).mul_(factor[:c])
-            torch.bmm(factor[:c].mul_(soft_PTS[part]).transpose(1, 2), d_out[part], out=dv[part])
-            inner = torch._softmax_backward_data(scores[:c], soft_PTS[part], -1, q_PTD.dtype)
-            torch.bmm(inner, k_PSD[part], out=dq[part])
-            torch.bmm(inner.transpose(1, 2), q_PTD[part], out=dk[part])
+        inner, kept = (torch.empty((size, *soft_PTS.shape[1:]), dtype=q_PTD.dtype) for _ in range(2))
+        for (part, c), packed in zip(_pieces(len(q_PTD), size), bits, strict=True):
+            soft = soft_PTS[part]
+            _times(soft, np.unpackbits(packed.numpy(), count=soft.numel()).reshape(soft.shape), kept[:c])
+            torch.bmm(kept[:c].transpose(1, 2), d_out[part], out=dv[part])
+            d = torch.bmm(d_out[part], v_PSD[part].transpose(1, 2), out=inner[:c]).mul_(kept[:c])
+            d.addcmul_(soft, d.sum(-1, keepdim=True), value=-1)  # the softmax's gradient
+            torch.bmm(d, k_PSD[part], out=dq[part])
+            torch.bmm(d.transpose(1, 2), q_PTD[part], out=dk[part])
         dq *= scale
-        dk *= scale
         return *(x.view(*lead, *x.shape[1:]) for x in (dq, dk, dv)), None, None, None, None
 
 
@@ -95,10 +99,9 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(whole.shape, dtype=dtype).masked_fill_(~whole, float("-inf"))
 
 
-def _fill(factor: Tensor, keep: Tensor, rate: float) -> None:
-    """1 / (1 - rate) where it is kept, 0 elsewhere."""
-    out = factor.numpy()
-    np.multiply(keep.numpy().view(np.int8), out.dtype.type(1 / (1 - rate)), out=out, dtype=out.dtype, casting="unsafe")
+def _times(scores: Tensor, keep: np.ndarray, out: Tensor) -> None:
+    """The scores where they are kept, 0 elsewhere."""
+    np.multiply(scores.numpy(), keep.view(np.int8), out=out.numpy(), casting="unsafe", dtype=out.numpy().dtype)
 
 
 def _size(scores: Tensor) -> int:
@@ -106,13 +109,8 @@ def _size(scores: Tensor) -> int:
     return min(max(CHUNK * torch.get_num_threads() // scores[0].numel(), 1), len(scores))
 
 
-def _buffers(scores: Tensor, n: int) -> list[Tensor]:
-    return [torch.empty((_size(scores), *scores.shape[1:]), dtype=scores.dtype) for _ in range(n)]
-
-
-def _pieces(scores: Tensor) -> Iterator[tuple[slice, int]]:
+def _pieces(n_pairs: int, size: int) -> Iterator[tuple[slice, int]]:
     """The pairs in pieces, each with its number of pairs."""
-    step = _size(scores)
-    for start in range(0, len(scores), step):
-        stop = min(start + step, len(scores))
+    for start in range(0, n_pairs, size):
+        stop = min(start + size, n_pairs)
         yield slice(start, stop), stop - start

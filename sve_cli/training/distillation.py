@@ -1,12 +1,10 @@
-"""The loss of a network that takes over an ensemble's mean and its spread (Malinin et al. 2020, arXiv 1905.00076).
+"""How a network takes over an ensemble's mean, and afterwards its confidence and its spread.
 
-The student puts out C logits z and a log-precision a. Its distribution over class probabilities is Dir(alpha) with
-alpha = softmax(z) exp(a). z learns by cross-entropy to the teacher's mean probability. a learns by the Dirichlet negative
-log-likelihood of the members' probabilities, with softmax(z) held fixed in it, per class, so that many classes do not outweigh the
-mean. The members' probabilities are smoothed away from 0, where the density has no bound: (1 - g) p + g / K over the K options
-that exist, g = 1e-4 as published; it also bounds the precision, where all members agree. The likelihood falls with exp(a) where
-a student is surer than the members are; no sample's pull on a is therefore larger than 1, or a few such samples would fill the
-gradient that is clipped as a whole.
+It learns by cross-entropy to the mean of the members' probabilities. What follows reads held-out rows and changes three numbers:
+the temperature at which the student is nearest to the ensemble at its own, and the line of the log-precision a in
+Dir(softmax(z) exp(a)), by the negative log-likelihood of the members' probabilities under it (Malinin et al. 2020,
+arXiv 1905.00076). These are smoothed away from 0, where the density has no bound: (1 - g) p + g / K over the K options that
+exist, g = 1e-4 as published; it also bounds the precision, where all members agree.
 Shapes: M members of the teacher, N samples, B batch, C classes; the student's outputs are C + 1.
 """
 
@@ -26,9 +24,10 @@ from sve_cli.statistics import member_weights
 from sve_cli.tasks.common import masked_logits
 
 SMOOTHING = 1e-4
-START_ROWS = 512  # rows that the constant log-precision at the start is fitted on
-LOWEST, HIGHEST = -5.0, 20.0  # of that constant
+FIT_ROWS = 2048  # rows that the log-precision is fitted on, at most
+LOWEST, HIGHEST = -5.0, 20.0  # of its constant
 STEEPEST = -5.0  # of the log-precision by log entropy
+HOTTEST = 20.0  # temperature, and 1 / HOTTEST the coldest
 
 
 @dataclass(frozen=True)
@@ -79,35 +78,44 @@ class Distillation:
 
     def loss(self, logits_MBC: Tensor, part: list[np.ndarray]) -> Tensor:
         """The student's mean loss (1,)."""
-        cross_B, dirichlet_B, _ = self._terms(self.train, logits_MBC[0], part[0])
-        if dirichlet_B.requires_grad:
-            (gradient_MBC,) = torch.autograd.grad(dirichlet_B.sum(), logits_MBC, retain_graph=True)
-            pulled_B = gradient_MBC[0, :, -1].clamp(-1, 1) * logits_MBC[0, :, -1]
-            dirichlet_B = dirichlet_B.detach() + pulled_B - pulled_B.detach()  # its value, with the limited gradient
-        return (cross_B + dirichlet_B).mean().float().unsqueeze(0)
+        return _cross_entropy(self.train, logits_MBC[0, :, :-1], part[0]).mean().float().unsqueeze(0)
 
     def validation(self, logits_MNC: np.ndarray) -> dict[str, Any]:
-        """KL to the teacher in nats, the Dirichlet's NLL per class, and the share of equal predictions."""
+        """KL to the teacher in nats, and the share of equal predictions."""
         rows_N = np.arange(logits_MNC.shape[1])
-        outputs_NC = torch.from_numpy(logits_MNC[0]).to(self.device)
-        cross_N, dirichlet_N, mean_NC = self._terms(self.rows, outputs_NC, rows_N)
-        entropy_N = torch.special.entr(mean_NC).sum(-1)
-        votes_N = masked_logits(outputs_NC[:, :-1], self.rows.exists(rows_N, self.device)).argmax(-1)
+        logits_NC = torch.from_numpy(logits_MNC[0, :, :-1]).to(self.device)
+        mean_NC = self.rows.targets(rows_N, self.device)[0]
+        votes_N = masked_logits(logits_NC, self.rows.exists(rows_N, self.device)).argmax(-1)
         return {
-            "validation_kl": float((cross_N - entropy_N).mean()),
-            "validation_dirichlet_nll": float(dirichlet_N.mean()),
+            "validation_kl": divergence(self.rows, logits_NC),
             "validation_agreement": float((votes_N == mean_NC.argmax(-1)).double().mean()),
         }
 
-    def _terms(self, teacher: Teacher, outputs_BC: Tensor, rows_B: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy to the mean (B,), Dirichlet NLL per class (B,), and the mean (B, C)."""
-        exists_BC = teacher.exists(rows_B, self.device)
-        mean_BC, members_MBC = teacher.targets(rows_B, self.device)
-        log_probs_BC = torch.log_softmax(masked_logits(outputs_BC[:, :-1].double(), exists_BC), -1)
-        finite_BC = torch.where(exists_BC, log_probs_BC, torch.zeros_like(log_probs_BC))
-        cross_B = -(mean_BC * finite_BC).sum(-1)
-        alpha_BC = concentrations(log_probs_BC.detach().exp(), outputs_BC[:, -1])
-        return cross_B, _dirichlet_nll(alpha_BC, members_MBC, exists_BC, teacher.weights(self.device)), mean_BC
+
+def _cross_entropy(teacher: Teacher, logits_BC: Tensor, rows_B: np.ndarray) -> Tensor:
+    """From the teacher's mean to the student (B,)."""
+    exists_BC = teacher.exists(rows_B, logits_BC.device)
+    mean_BC, _ = teacher.targets(rows_B, logits_BC.device)
+    log_probs_BC = torch.log_softmax(masked_logits(logits_BC.double(), exists_BC), -1)
+    return -(mean_BC * torch.where(exists_BC, log_probs_BC, torch.zeros_like(log_probs_BC))).sum(-1)
+
+
+def divergence(teacher: Teacher, logits_NC: Tensor) -> float:
+    """Mean KL divergence in nats from the teacher's mean to a student's class probabilities, over all rows."""
+    rows_N = np.arange(len(logits_NC))
+    entropy_N = torch.special.entr(teacher.targets(rows_N, logits_NC.device)[0]).sum(-1)
+    return float((_cross_entropy(teacher, logits_NC, rows_N) - entropy_N).mean())
+
+
+def best_temperature(teacher: Teacher, logits_NC: Tensor) -> float:
+    """What a student's logits are divided by to be nearest to the teacher's mean; 1 where nothing is nearer than as they are."""
+
+    def loss(log_t: float) -> float:
+        return divergence(teacher, logits_NC / float(np.exp(log_t)))
+
+    widest = float(np.log(HOTTEST))
+    found = minimize_scalar(loss, bounds=(-widest, widest), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(found.x)) if found.fun < loss(0.0) else 1.0
 
 
 def _dirichlet_nll(alpha_BC: Tensor, members_MBC: Tensor, exists_BC: Tensor, weights_M: Tensor) -> Tensor:
@@ -118,38 +126,25 @@ def _dirichlet_nll(alpha_BC: Tensor, members_MBC: Tensor, exists_BC: Tensor, wei
     return -(weights_M[:, None] * likelihood_MB).sum(0) / options_B
 
 
-def best_line(teacher: Teacher) -> tuple[float, float]:
-    """(weight, bias) of the log-precision on log(entropy + 1e-3) that suits the first rows best: where the student starts.
+def best_line(teacher: Teacher, logits_NC: Tensor) -> tuple[float, float]:
+    """(weight, bias) of the log-precision on log(entropy + 1e-3) of a student that suits the members best.
 
-    With the teacher's own mean. Where options differ between rows the weight is 0: the head does not know which exist.
+    Where options differ between rows the weight is 0: the head does not know which exist.
     """
-    constant = best_constant(teacher)
-    if teacher.mask_NC is not None:
-        return 0.0, constant
-    device = torch.device("cpu")
-    rows_B = np.arange(min(START_ROWS, teacher.logits_MNC.shape[1]))
-    mean_BC, members_MBC = teacher.targets(rows_B, device)
+    logits_BC = logits_NC[:FIT_ROWS].cpu().double()
+    rows_B, device = np.arange(len(logits_BC)), torch.device("cpu")
     exists_BC, weights_M = teacher.exists(rows_B, device), teacher.weights(device)
-    log_entropy_B = log_entropy(mean_BC)
+    members_MBC = teacher.targets(rows_B, device)[1]
+    probs_BC = torch.softmax(masked_logits(logits_BC, exists_BC), -1)
+    log_entropy_B = log_entropy(probs_BC)
 
-    def loss(line: np.ndarray) -> float:
-        alpha_BC = concentrations(mean_BC, float(line[0]) * log_entropy_B + float(line[1]))
+    def loss(weight: float, bias: float) -> float:
+        alpha_BC = concentrations(probs_BC, weight * log_entropy_B + bias)
         return float(_dirichlet_nll(alpha_BC, members_MBC, exists_BC, weights_M).mean())
 
     bounds = [(STEEPEST, 0.0), (LOWEST, HIGHEST)]  # more entropy, less precision
-    found = minimize(loss, [-1.0, constant], method="Nelder-Mead", bounds=bounds, options={"maxiter": 200}).x
+    constant = minimize_scalar(lambda bias: loss(0.0, bias), bounds=bounds[1], method="bounded", options={"xatol": 1e-3}).x
+    if teacher.mask_NC is not None:
+        return 0.0, float(constant)
+    found = minimize(lambda x: loss(*x), [-1.0, constant], method="Nelder-Mead", bounds=bounds, options={"maxiter": 200}).x
     return float(found[0]), float(found[1])
-
-
-def best_constant(teacher: Teacher) -> float:
-    """The one log-precision that suits the first rows best, with the teacher's own mean."""
-    device = torch.device("cpu")
-    rows_B = np.arange(min(START_ROWS, teacher.logits_MNC.shape[1]))
-    mean_BC, members_MBC = teacher.targets(rows_B, device)
-    exists_BC, weights_M = teacher.exists(rows_B, device), teacher.weights(device)
-
-    def loss(log_precision: float) -> float:
-        alpha_BC = concentrations(mean_BC, torch.full((len(rows_B),), float(log_precision)))
-        return float(_dirichlet_nll(alpha_BC, members_MBC, exists_BC, weights_M).mean())
-
-    return float(minimize_scalar(loss, bounds=(LOWEST, HIGHEST), method="bounded", options={"xatol": 1e-3}).x)

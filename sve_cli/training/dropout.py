@@ -56,15 +56,19 @@ def _draw(generator: np.random.Generator, out: np.ndarray, rate: float) -> None:
 
 
 def times_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
-    """x where it is kept, over 1 - rate, and 0 elsewhere."""
+    """x where it is kept, over 1 - rate, and 0 elsewhere. `keep`: bool as x, or its bits, eight to a byte."""
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     x_flat, keep_flat, y_flat = (t.contiguous().view(-1).numpy() for t in (x, keep, y))
     scale = x_flat.dtype.type(1 / (1 - rate) if rate < 1 else 0)
 
     def one(start: int) -> None:
         part = slice(start, start + CHUNK)
-        factor = np.multiply(keep_flat[part].view(np.int8), scale, dtype=x_flat.dtype, casting="unsafe")
-        np.multiply(x_flat[part], factor, out=y_flat[part])
+        x_part = x_flat[part]
+        if keep.dtype == torch.bool:
+            own: np.ndarray = keep_flat[part].view(np.int8)
+        else:
+            own = np.unpackbits(keep_flat[start // 8 : (start + CHUNK) // 8], count=len(x_part))
+        np.multiply(x_part, np.multiply(own, scale, dtype=x_flat.dtype, casting="unsafe"), out=y_flat[part])
 
     _each(one, range(0, len(x_flat), CHUNK))
     return y
@@ -73,7 +77,7 @@ def times_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, rate: float) -> Tensor:
-        ctx.save_for_backward(keep)
+        ctx.save_for_backward(torch.from_numpy(np.packbits(keep.numpy().reshape(-1))))
         ctx.rate = rate
         return times_mask(x, keep, rate)
 

@@ -27,6 +27,7 @@ from sve_cli.tasks.common import Encoded, tensor_to
 from sve_cli.training.dropout import member_dropout
 from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
+from sve_cli.training.prefix import Prefix, filled_prefix
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
@@ -88,6 +89,7 @@ class Trainer:
         self.ensemble, self.train, self.validation, self.validate = ensemble, train, validation, validate
         self.spec, self.lr, self.seed, self.log, self.checkpointer = spec, lr, seed, log, checkpointer
         self.features, self.features_MNF = features, cast("Tensor | None", None)
+        self.prefix: Prefix | None = None
         self.device = next(ensemble.network.parameters()).device
         self.dtype = training_precision(spec, self.device)
         self.objective = objective or CrossEntropy(train, validation, spec, len(ensemble.classes), self.device)
@@ -107,6 +109,8 @@ class Trainer:
     def _fit(self) -> Fit:
         started = time.monotonic()
         resume = self._restore()
+        if self.features is None and self.total_steps:
+            self.prefix = filled_prefix(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
         first_step = self.done_steps
         for number, r in enumerate(self.rounds):
             if number < resume.get("round", 0):
@@ -259,7 +263,8 @@ class Trainer:
             inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
         dropout = member_dropout(self.seed, members, key) if self.ensemble.dropout else nullcontext()
         self.ensemble.context.draw = (self.seed, *key)
-        with dropout, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        below = nullcontext() if self.prefix is None else self.prefix.given(stacked, inputs, 1 if per_member else len(members))
+        with dropout, below, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC
         self.ensemble.context.draw = None
         return logits_MBC
@@ -276,18 +281,25 @@ class Trainer:
         if self.spec.clip is None:
             return
         members = list(r.members)
-        squared_M = torch.zeros(len(members), dtype=torch.float64)
-        grads = [(g, p.grad) for g in self.ensemble.groups for p in g.parameters.values() if p.grad is not None]
-        for group, grad in grads:
-            norms = torch.linalg.vector_norm(grad.reshape(len(grad), -1)[members] if group.stacked else grad.reshape(1, -1), dim=1)
-            squared_M += norms.double().cpu() ** 2
-        factor_M = (self.spec.clip / (squared_M.sqrt() + 1e-12)).clamp(max=1.0).float().to(self.device)
-        for group, grad in grads:
-            if group.stacked:
-                shape = (-1, *[1] * (grad.ndim - 1))
-                grad[members] = grad[members] * factor_M.reshape(shape)
-            else:
-                grad.mul_(factor_M[0])
+        held = [(g, p.grad) for g in self.ensemble.groups for p in g.parameters.values() if p.grad is not None]
+        stacked = [grad for g, grad in held if g.stacked]
+        shared = [grad for g, grad in held if not g.stacked]
+        squared_M = torch.zeros(len(members), dtype=torch.float64, device=self.device)
+        if stacked:  # hundreds of small tensors: copied into one, they cost one pass and not one each
+            together_MP = torch.cat([grad.reshape(len(grad), -1) for grad in stacked], 1)
+            own_MP = together_MP if members == list(range(len(together_MP))) else together_MP[members]
+            squared_M += torch.linalg.vector_norm(own_MP, dim=1, dtype=torch.float64) ** 2
+        if shared:
+            squared_M += torch.stack(torch._foreach_norm(shared)).double().square().sum()
+        factor_M = (self.spec.clip / (squared_M.sqrt() + 1e-12)).clamp(max=1.0).float()
+        if not (factor_M < 1).any():  # times 1 is what it was
+            return
+        for grad in stacked:
+            whole_M = torch.ones(len(grad), dtype=grad.dtype, device=grad.device)
+            whole_M[members] = factor_M.to(grad.dtype)
+            grad.mul_(whole_M.reshape(-1, *[1] * (grad.ndim - 1)))
+        for grad in shared:
+            grad.mul_(factor_M.mean())  # one member: its own; several that share it: between theirs
 
     def _decay(self, r: Round, factor: float) -> None:
         """Decoupled weight decay of the round's members toward each parameter's origin (zero unless the method names one)."""

@@ -12,10 +12,10 @@ from sve_cli.errors import SveError
 from sve_cli.findings import Difference
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir
-from sve_cli.statistics import without_weights
 from sve_cli.workflows.bench_cells import Study, local_paths
+from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.session import Log, Silent, run_recipe
-from sve_cli.workflows.stored import slug, stored_posthoc
+from sve_cli.workflows.stored import slug, stored_aggregate, stored_posthoc
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
@@ -51,7 +51,7 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
 
 def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
     recipes = [run_recipe(run) for run in (*references, *others)]
-    how = without_weights(recipes[0].evaluate.aggregate)
+    how = _ways(references, others)
     spec, local = recipes[0].evaluate, [path for recipe in recipes for path in local_paths(recipe)]
     ours, theirs = [_test(run) for run in references], [_test(run) for run in others]
     names = _known(METRICS)
@@ -71,6 +71,12 @@ def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
         for d in compare_ood(left, right, how, ("entropy",), BOOTSTRAP, 0, spec.confidence):
             differences[without_folders(d.key, local)] = _short(d)
     return {"differences": differences}
+
+
+def _ways(references: list[RunDir], others: list[RunDir]) -> tuple[list[str], list[str]]:
+    """How the members of each run are averaged, as `sve compare` does it: every seed with its own fitted weights."""
+    ours, theirs = ([stored_aggregate(run.evaluations()[-1]) for run in side] for side in (references, others))
+    return ours, [ways_of(ours[0], way)[1] for way in theirs]
 
 
 def _known(names: Sequence[str]) -> list[str]:

@@ -17,7 +17,7 @@ from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
 from sve_cli.rundir import RunDir, check_seal, read_json, write_text
 from sve_cli.statistics import one_blas_thread, without_weights
-from sve_cli.workflows.stored import stored_posthoc
+from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
 SMALL_SET = 500
 OWN_SPLITS = ("validation", "test")
@@ -86,7 +86,7 @@ def _open_run(path: Path, but: Path | None = None) -> System:
         test=test,
         ood=_ood_sets(evaluations, test),
         temperature=stored_posthoc(newest).temperature,
-        aggregate=report["provenance"].get("aggregate", "probs"),
+        aggregate=stored_aggregate(newest),
         bins=bins,
     )
 

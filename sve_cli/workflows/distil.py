@@ -37,7 +37,7 @@ from sve_cli.rundir import RunDir, atomic_path, file_digest, read_json
 from sve_cli.samples import Samples
 from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded
-from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line
+from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line, best_temperature, divergence
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
 from sve_cli.workflows.session import Session
 from sve_cli.workflows.stored import saved_predictions, stored_posthoc
@@ -166,9 +166,12 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
     selection = session.selection_half()
     judged_MNC = _on_selection(session, run, ensemble, origin["trained"])
     t, how = settings.calibrated.temperature, settings.calibrated.aggregate
-    teacher = Teacher(said_MNC, encoded.mask_NC, t, how)
-    objective = Distillation(teacher, Teacher(judged_MNC, selection.mask_NC, t, how), session.device)
-    student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed, best_line(teacher))
+    # A sharp temperature hides from the targets what the members know of other classes; the head takes it over afterwards.
+    learnt_at = 1.0 if ensemble.heads.trainable else t
+    objective = Distillation(
+        Teacher(said_MNC, encoded.mask_NC, learnt_at, how), Teacher(judged_MNC, selection.mask_NC, learnt_at, how), session.device
+    )
+    student = build_student(ensemble, session.backbone, recipe.method, FactorStore(), recipe.seed)
     session.to_device(student.ensemble)
     share, bias_lr = settings.lr / learning_rate(recipe), recipe.train.bias_lr
     student.slow_heads(share)
@@ -182,21 +185,33 @@ def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings
         **origin,
         "lr": settings.lr,
         "head_share": share,
-        "temperature": t,
+        "temperature": learnt_at,
         "aggregate": how,
         "train": repr(spec),
         "version": __version__,
-        "evidence": "by log entropy",
+        "loss": "cross-entropy",
     }
     checkpoint = run.path / FOLDER / f"training-{_key(made_with)}.safetensors"
     history = _fit(session, student, encoded, selection, objective, spec, settings.lr, checkpoint)
+    found = _calibrate(session, student, selection, Teacher(judged_MNC, selection.mask_NC, t, how))
     log.say(f"Distilled: {_in_words(history)}")
     facts = {
-        "epochs": settings.epochs, "lr": settings.lr, "head_lr": share * spec.head_lr, "temperature": t, "aggregate": how,
+        "epochs": settings.epochs, "lr": settings.lr, "head_lr": share * spec.head_lr, "aggregate": how, **found,
         "rows": len(samples), "views": len(encoded), "unlabelled": list(settings.unlabelled), "smoothing": SMOOTHING,
         "selected": history,
     }  # fmt: skip
     return student, {"distillation": facts}
+
+
+def _calibrate(session: Session, student: Student, selection: Encoded, teacher: Teacher) -> dict[str, float]:
+    """Bring the trained student's confidence and precision to the calibrated ensemble's on the selection half -> what was found."""
+    outputs_NC = session.outputs(student.ensemble, selection, "The distilled network on the selection half")[0][0]
+    logits_NC = torch.from_numpy(outputs_NC[:, :-1])
+    own = best_temperature(teacher, logits_NC) if student.ensemble.heads.trainable else 1.0
+    weight, bias = best_line(teacher, logits_NC / own)
+    student.calibrate(own, (weight, bias))
+    kl = divergence(teacher, logits_NC / own)
+    return {"temperature": teacher.temperature, "own_temperature": own, "calibrated_kl": kl, "weight": weight, "bias": bias}
 
 
 def _fit(
@@ -333,6 +348,7 @@ def _lines(facts: dict[str, Any], table: str) -> str:
     extra = f", {', '.join(found['unlabelled'])} without labels among them" if found["unlabelled"] else ""
     return (
         f"Trained for {found['epochs']} epochs on the members' answers to {found['rows']} inputs{extra}, learning rate "
-        f"{found['lr']:g} (heads {found['head_lr']:g}), from the mean of the members; the members' logits were divided by the "
-        f"temperature {found['temperature']:.4g} first. {_in_words(found['selected'])}\n\n{table}"
+        f"{found['lr']:g} (heads {found['head_lr']:g}), from the mean of the members; {_in_words(found['selected'])} "
+        f"Then its logits were divided by {found['own_temperature']:.4g}, where it is nearest to the ensemble at the temperature "
+        f"{found['temperature']:.4g} on that half (KL {found['calibrated_kl']:.4f} nats).\n\n{table}"
     )

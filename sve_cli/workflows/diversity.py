@@ -21,15 +21,15 @@ from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import NotExportable, SveError
 from sve_cli.prediction import as_predictions
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.recipe import Recipe, digest
+from sve_cli.recipe import digest
 from sve_cli.render.diversity import render_html, render_markdown
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, write_json, write_text
 from sve_cli.samples import Samples
-from sve_cli.statistics import ensemble_uncertainty, require_usable, seeded, without_weights
+from sve_cli.statistics import ensemble_uncertainty, require_usable, seeded
 from sve_cli.tasks.common import Encoded
 from sve_cli.workflows.session import Log, Session, open_session, run_recipe
 from sve_cli.workflows.spectrum import HasGains
-from sve_cli.workflows.stored import saved_predictions
+from sve_cli.workflows.stored import run_aggregate, saved_predictions
 
 SAMPLES = 2000
 TRAIN_SAMPLES = 10_000
@@ -73,7 +73,8 @@ def diversity(
     test = saved_predictions(run, "test", trained) or part
     notes: list[str] = list(session.data.notes)
     pairs = _prediction_pairs(test, notes) | _weight_pairs(session, ensemble, notes) | _feature_pairs(ensemble, features_MNF, notes)
-    distance = _distance_rows(session, ensemble, part, names, samples, train_samples)
+    how = run_aggregate(run)
+    distance = _distance_rows(session, ensemble, part, names, samples, train_samples, how)
     found = Diversity(
         title=f"Diversity of {recipe.method.name}, {recipe.method.members} members, on {recipe.data.name}",
         dataset=test.dataset,
@@ -87,18 +88,18 @@ def diversity(
         provenance={
             "command": command, "run": str(run.path), "recipe_digest": digest(recipe), "trained_digest": trained,
             "samples_per_set": samples, "training_samples": min(train_samples, len(_role(session, "train"))),
-            "neighbours": measures.NEIGHBOURS, "seed": recipe.seed,
+            "neighbours": measures.NEIGHBOURS, "seed": recipe.seed, "aggregate": how,
         },
     )  # fmt: skip
-    folder = out or run.path / "diversity" / _key(trained, names, samples, train_samples)
+    folder = out or run.path / "diversity" / _key(trained, names, samples, train_samples, how)
     write_json(folder / "diversity.json", found.document())
     write_text(folder / "diversity.md", render_markdown(found))
     write_text(folder / "diversity.html", render_html(found))
     return folder, found
 
 
-def _key(trained: str, names: list[str], samples: int, train_samples: int) -> str:
-    return hashlib.sha256(json.dumps([trained, names, samples, train_samples]).encode()).hexdigest()[:12]
+def _key(trained: str, names: list[str], samples: int, train_samples: int, how: str) -> str:
+    return hashlib.sha256(json.dumps([trained, names, samples, train_samples, how]).encode()).hexdigest()[:12]
 
 
 def _role(session: Session, name: str) -> Samples:
@@ -251,7 +252,7 @@ def _checkpoint(session: Session) -> Ensemble:
 
 
 def _distance_rows(
-    session: Session, ensemble: Ensemble, test: Predictions, names: list[str], samples: int, train_samples: int
+    session: Session, ensemble: Ensemble, test: Predictions, names: list[str], samples: int, train_samples: int, how: str
 ) -> list[DistanceRow]:
     """Uncertainty against distance to the training features: test, each OOD set, and all together."""
     checkpoint = _checkpoint(session)
@@ -271,7 +272,7 @@ def _distance_rows(
         logits_MNC, _ = session.outputs(ensemble, drawn[1], f"Predicting {name}")
         parts.append(as_predictions(logits_MNC, *drawn, ensemble.classes, test.model_digest))
         distances.append(measures.neighbour_distance(features(drawn, f"Features of {name}"), train_NF))
-    uncertainty = _uncertainties(parts, session.recipe)
+    uncertainty = _uncertainties(parts, session.recipe.data.name, how)
     ends = np.cumsum([part.n_samples for part in parts]).tolist()
     sets = {"test": slice(0, ends[0])} | {n: slice(ends[i], ends[i + 1]) for i, n in enumerate(names)}
     if names:
@@ -289,14 +290,14 @@ def _distance_rows(
     return [row(name, which) for name, which in sets.items()]
 
 
-def _uncertainties(parts: list[Predictions], recipe: Recipe) -> dict[str, np.ndarray]:
+def _uncertainties(parts: list[Predictions], name: str, how: str) -> dict[str, np.ndarray]:
     """The three uncertainties of all samples (N,), computed together, so that entropies have one unit."""
     logits_MNC = np.concatenate([part.logits_MNC for part in parts], axis=1)
     masked = any(part.mask_NC is not None for part in parts)
     masks = [np.ones(p.logits_MNC.shape[1:], dtype=bool) if p.mask_NC is None else p.mask_NC for p in parts]
     mask_NC = np.concatenate(masks) if masked else None
-    require_usable(logits_MNC, mask_NC, [i for part in parts for i in part.ids_N], recipe.data.name)
-    found = ensemble_uncertainty(logits_MNC, mask_NC, without_weights(recipe.evaluate.aggregate))
+    require_usable(logits_MNC, mask_NC, [i for part in parts for i in part.ids_N], name)
+    found = ensemble_uncertainty(logits_MNC, mask_NC, how)
     return {"mutual_information": found.mutual_N, "expected_entropy": found.expected_N, "entropy": found.total_N}
 
 

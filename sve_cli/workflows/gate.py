@@ -333,12 +333,13 @@ def _against(
 ) -> Against:
     """A paired difference, with what resampling the baseline alone says. `views`: the baseline's and the other's."""
     rows, other = (metric.rows(view) for view in views)
-    resamples = min(settings.bootstrap, FEW)
-    alone = gates.alone(metric.prepare(rows, bins), rows.n, resamples, level, settings.seed, metric.max_resamples)
-    alike = None
+    few, prepared, alike = min(settings.bootstrap, FEW, metric.max_resamples or FEW), metric.prepare(rows, bins), None
     if metric.parts is not None and metric.norm == "sum" and changed:
-        gaps, few = (metric.parts(rows, bins), metric.parts(other, bins)), min(resamples, metric.max_resamples or resamples)
-        alike = gates.alike(*gaps, rows.n, few, settings.seed)
+        gaps = metric.parts(rows, bins), metric.parts(other, bins)
+        alike, values_R = gates.alike(*gaps, rows.n, few, settings.seed)
+        alone = gates.alone_from(prepared, values_R, rows.n, level)
+    else:
+        alone = gates.alone(prepared, rows.n, few, level, settings.seed)
     return Against(
         row.other, row.reference, row.low, row.high, row.standard_error, row.n, changed, alone.error, alone.bias, alike
     )  # fmt: skip

@@ -37,9 +37,16 @@ class Repeats:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learned. `names`: of the evaluations; `alike`: sentences on those that give the same numbers."""
+    """What was learned.
+
+    Attributes:
+        names: of the evaluations.
+        runs: how many runs or files they are of.
+        alike: sentences on runs or files that give the same numbers; at another batch size of one run that is as it should be.
+    """
 
     names: list[str]
+    runs: int
     learned: list[Learned]
     quantile: float
     alike: list[str]
@@ -58,7 +65,9 @@ def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: G
     """
     if len(repeats.paths) < 2 and not repeats.batch_sizes:
         raise SveError("One evaluation has nothing to differ from.", "Name two or more, or use --batch-sizes with a run.")
-    sides = [side for path in repeats.paths for side in _open(path, repeats, log)]
+    of_paths = [_open(path, repeats, log) for path in repeats.paths]
+    sides = [side for found in of_paths for side in found]
+    own = [k for k, found in enumerate(of_paths) for _ in found]
     for side in sides[1:]:
         _same_samples(sides[0], side)
     tables = [side.report.addresses() for side in sides]
@@ -69,10 +78,10 @@ def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: G
         f"'{side.name}' gives the same numbers as '{sides[i].name}' in every metric: is it another evaluation?"
         for k, side in enumerate(sides)
         for i in range(k)
-        if all(one.values[i] == one.values[k] for one in learned)
+        if own[i] != own[k] and all(one.values[i] == one.values[k] for one in learned)
     ]
     notes = list(dict.fromkeys(note for side in sides for note in side.notes))
-    return Calibration([side.name for side in sides], learned, quantile, alike, notes)
+    return Calibration([side.name for side in sides], len(repeats.paths), learned, quantile, alike, notes)
 
 
 def write_gates(found: Calibration, file: Path | None, out: Path) -> None:
@@ -86,7 +95,8 @@ def write_gates(found: Calibration, file: Path | None, out: Path) -> None:
         text = gates.with_slacks(file.read_text(encoding="utf-8"), slacks, str(file))
     else:
         names = ", ".join(found.names)
-        told = ["Slack learned by sve gate calibrate from " + names + ".", gates.how_sure(len(found.names), found.quantile)[0]]
+        sure, _ = gates.how_sure(len(found.names), found.quantile, found.runs)
+        told = ["Slack learned by sve gate calibrate from " + names + ".", sure]
         text = gates.new_gate_file(slacks, told)
     write_text(out, text)
 

@@ -21,6 +21,7 @@ from sve_cli.errors import CheckpointError, SveError
 from sve_cli.export.adapter import CONFIG, PROBE, STATE, StoredFactors, check_probes, part, read_adapter
 from sve_cli.export.distilled import EVIDENCE
 from sve_cli.factors import ALGORITHM, FactorStore
+from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.ood.build import needs_features
 from sve_cli.ood.training_features import TrainingFeatures
 from sve_cli.posthoc.state import Posthoc
@@ -28,13 +29,14 @@ from sve_cli.prediction import as_predictions, batches_by_length
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import Recipe, load_recipe_text
 from sve_cli.registry import METHODS, TASKS
-from sve_cli.rundir import RunDir, check_seal, file_digest, read_json
+from sve_cli.rundir import RunDir, check_seal, file_digest
 from sve_cli.samples import DataSet, Samples
+from sve_cli.statistics import log_option_counts
 from sve_cli.tasks.common import Encoded, Task, tensor_to
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
 from sve_cli.workflows.serving_inputs import to_samples
 from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_recipe
-from sve_cli.workflows.stored import stored_posthoc
+from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
 if TYPE_CHECKING:
     from sve_cli.workflows.serving_distilled import LoadedDistilled
@@ -141,9 +143,7 @@ class LoadedEnsemble:
         return Answers(
             labels=[self.classes[int(c)] for c in view.predicted_N],
             probabilities=view.probs_NC,
-            entropy=view.entropy_N,
-            aleatoric=view.expected_entropy_N,
-            epistemic=view.mutual_information_N,
+            **in_nats(view),
             decisions=decided.decision_N,
             ood_scores=decided.ood_score_N,
             sets=sets,
@@ -254,7 +254,7 @@ def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: st
         raise SveError(f"The run '{run.path}' has no finished evaluation.", f"Make one with: sve evaluate {run.path}")
     check_seal(evaluation)
     posthoc = stored_posthoc(evaluation)
-    how = str(read_json(evaluation / "report.json")["provenance"]["aggregate"])
+    how = stored_aggregate(evaluation)
     training = TrainingFeatures.load(evaluation / TRAINING_FEATURES) if _wants_features(posthoc) else None
     session = _session(recipe, classes, load_backbone(recipe.model, recipe.task.name), log, device)
     again = f"Evaluate again: sve evaluate {run.path}"
@@ -331,6 +331,16 @@ def _classes(run: RunDir) -> list[str]:
     return [str(name) for name in classes]
 
 
+def in_nats(view: Aggregated) -> dict[str, np.ndarray]:
+    """Entropy, aleatoric and epistemic part of each input (N,), in nats also where the numbers of options vary.
+
+    A report divides by ln K_n there; an answer must not depend on which other questions were asked with it.
+    """
+    scale_N = log_option_counts(view.distribution.mask_NC)
+    parts = {"entropy": view.entropy_N, "aleatoric": view.expected_entropy_N, "epistemic": view.mutual_information_N}
+    return parts if scale_N is None else {name: values_N * scale_N for name, values_N in parts.items()}
+
+
 def set_names(decided: Decided, i: int, classes: list[str]) -> list[str]:
     """The conformal set of sample i, most probable class first."""
     assert decided.sets_NC is not None
@@ -354,4 +364,5 @@ def missing_rules(posthoc: Posthoc, again: str) -> list[str]:
     if posthoc.abstention is None and posthoc.ood_threshold is None and posthoc.conformal is None:
         return [f"The run's newest evaluation fitted no decisions, so every input is answered. {again}"]
     rules = (posthoc.abstention, posthoc.ood_threshold)
-    return [rule.guarantee.removeprefix("None: ") for rule in rules if rule is not None and rule.threshold is None]
+    why = [rule.guarantee.removeprefix("None: ") for rule in rules if rule is not None and rule.threshold is None]
+    return [sentence[:1].upper() + sentence[1:] for sentence in why]

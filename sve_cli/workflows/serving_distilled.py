@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sve_cli.backbone import load_backbone
-from sve_cli.errors import CheckpointError
-from sve_cli.export.distilled import EVIDENCE
+from sve_cli.certify.verify import verify
+from sve_cli.errors import CheckFailed, CheckpointError
+from sve_cli.export.distilled import EVIDENCE, EVIDENCE_FORMAT
 from sve_cli.methods.distilled import log_entropy
 from sve_cli.metrics.dirichlet import concentrations, mean_entropy, mutual_information
 from sve_cli.prediction import batches_by_length
@@ -31,6 +31,7 @@ from sve_cli.workflows.session import Log, Session
 
 POOLING = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 BATCH = 128
+AGAIN = "Export it again: sve export RUN --to distilled"
 
 
 class LoadedDistilled:
@@ -83,6 +84,17 @@ class LoadedDistilled:
         )
 
 
+def _evidence(folder: Path) -> dict[str, Tensor]:
+    """weight (1,) and bias (1,) of the log-precision."""
+    with safe_open(folder / EVIDENCE, framework="pt") as file:
+        stated = str((file.metadata() or {}).get("format", "")).partition(",")[0]
+        if stated != EVIDENCE_FORMAT.partition(",")[0]:
+            raise CheckpointError(
+                f"'{folder / EVIDENCE}' is of another version of sve, whose uncertainty is computed otherwise.", AGAIN
+            )
+        return {name: file.get_tensor(name) for name in ("weight", "bias")}
+
+
 def open_distilled(folder: Path, log: Log, device: torch.device) -> LoadedDistilled:
     """A folder that `sve export --to distilled` wrote.
 
@@ -90,10 +102,13 @@ def open_distilled(folder: Path, log: Log, device: torch.device) -> LoadedDistil
         CheckpointError: damaged or incomplete, or a network that answers questions with options.
     """
     try:
-        evidence = load_file(folder / EVIDENCE)
+        evidence = _evidence(folder)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        verify(folder, some_missing=True)
+    except CheckFailed as error:
+        raise CheckpointError(error.message, error.hint) from error
     except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"'{folder}' cannot be opened ({error}).", "Export it again.") from error
+        raise CheckpointError(f"'{folder}' cannot be opened ({error}).", AGAIN) from error
     images = "architecture" in config
     pooling = "native"
     if (folder / "1_Pooling" / "config.json").is_file():
@@ -102,8 +117,6 @@ def open_distilled(folder: Path, log: Log, device: torch.device) -> LoadedDistil
     model = ModelSpec(name=str(folder), pooling="auto" if images else pooling)  # type: ignore[arg-type]
     spec = TaskSpec(name="image_classification" if images else "text_classification", head="checkpoint")
     backbone = load_backbone(model, spec.name)
-    if not {"weight", "bias"} <= evidence.keys() or evidence["weight"].shape != (1,):
-        raise CheckpointError(f"'{folder / EVIDENCE}' does not belong to this network.", "Export it again.")
     if backbone.head is None or backbone.head.classes is None:
         raise CheckpointError(
             f"'{folder}' has no classifier of its own with class names.",

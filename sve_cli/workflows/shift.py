@@ -21,25 +21,19 @@ from sve_cli.data.labels import mapped_labels, strangers
 from sve_cli.data.load import limited, load_samples
 from sve_cli.errors import DataError, SveError
 from sve_cli.json_text import to_json
-from sve_cli.metrics.aggregate import aggregate
-from sve_cli.metrics.base import Metric
-from sve_cli.metrics.intervals import measure
 from sve_cli.posthoc.temperature import Temperature
-from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.recipe import EvaluateSpec, Recipe, digest
-from sve_cli.registry import METRICS
+from sve_cli.predictions import UNKNOWN_LABEL
+from sve_cli.recipe import Recipe, digest
 from sve_cli.render.shift import render_html, render_markdown
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, write_text
 from sve_cli.samples import Samples
-from sve_cli.shift import CONFIDENCE, Cell, Estimate, Kind, Scores, SecondSet, Shift
-from sve_cli.statistics import one_blas_thread, without_weights
+from sve_cli.shift import Cell, Kind, SecondSet, Shift
 from sve_cli.workflows.session import MODALITY, Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.shift_cells import Cells
-from sve_cli.workflows.stored import stored_posthoc
+from sve_cli.workflows.shift_scores import Judge
+from sve_cli.workflows.stored import run_aggregate, stored_aggregate, stored_posthoc
 
 CLEAN = "clean"
-METRIC_NAMES = ("accuracy", "nll", "ece_top1_w15", "entropy_mean", "mutual_information_mean")
-MEAN_CONFIDENCE = "Mean probability of the predicted class; that of a calibrated ensemble is its accuracy."
 
 
 def shift(
@@ -82,7 +76,8 @@ def shift(
         log.warn(sentence)
     trained = file_digest(run.path / "ensemble.safetensors")
     cells = Cells(session, session.load_run(run), trained, (out or run.path / "shift") / "cells")
-    judge = _Judge(recipe.evaluate, _temperature(run, recipe), recipe.seed)
+    how = run_aggregate(run)
+    judge = Judge(recipe.evaluate, how, _temperature(run, how), recipe.seed)
     clean, found, seconds = _measure(cells, judge, test, chosen, levels, others)
     members = recipe.method.members
     result = Shift(
@@ -91,10 +86,10 @@ def shift(
         confidence=recipe.evaluate.confidence, metrics=judge.definitions(),
         temperature=None if judge.temperature is None else judge.temperature.value,
         kinds={c.name: Kind(c.title, c.group, c.sentence, c.strengths()) for c in chosen},
-        clean=clean, cells=found, sets=seconds, warnings=warnings, provenance=_provenance(run, cells, command),
+        clean=clean, cells=found, sets=seconds, warnings=warnings, provenance=_provenance(run, cells, how, command),
     )  # fmt: skip
     result = replace(result, notes=[*session.data.notes, *(other.note for other in others if other.note), *_remarks(result)])
-    folder = out or run.path / "shift" / cells.key_of([c.name for c in chosen], levels, list(sets), test.fingerprint())
+    folder = out or run.path / "shift" / cells.key_of([c.name for c in chosen], levels, list(sets), test.fingerprint(), how)
     _write(folder, result)
     return folder, result
 
@@ -171,46 +166,17 @@ def _own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
     return [f"'{n}' is the data this run was trained or tested on, not a shift." for n in names if ood_warnings(recipe, [n])]
 
 
-def _temperature(run: RunDir, recipe: Recipe) -> Temperature | None:
-    """The temperature that an evaluation of the run fitted, with the recipe's way of averaging members."""
+def _temperature(run: RunDir, aggregate: str) -> Temperature | None:
+    """The temperature that an evaluation of the run fitted with this way of averaging members."""
     for folder in run.evaluations():
-        aggregated = read_json(folder / "report.json")["provenance"]["aggregate"]
         posthoc = stored_posthoc(folder)
-        if aggregated == without_weights(recipe.evaluate.aggregate) and posthoc.temperature is not None:
+        if stored_aggregate(folder) == aggregate and posthoc.temperature is not None:
             return posthoc.temperature
     return None
 
 
-@dataclass(frozen=True)
-class _Judge:
-    """Predictions to scores, as the run's own evaluation makes them."""
-
-    spec: EvaluateSpec
-    temperature: Temperature | None
-    seed: int
-
-    @property
-    def metrics(self) -> list[Metric]:
-        return [METRICS.resolve(name) for name in METRIC_NAMES]
-
-    def definitions(self) -> dict[str, str]:
-        bins = self.spec.bins
-        return {**{metric.key(bins): metric.definition(bins) for metric in self.metrics}, CONFIDENCE: MEAN_CONFIDENCE}
-
-    @one_blas_thread()
-    def scores(self, predictions: Predictions) -> Scores:
-        scaled = None if self.temperature is None else self.temperature.apply(predictions)
-        return Scores(self._of(predictions), {} if scaled is None else self._of(scaled))
-
-    def _of(self, predictions: Predictions) -> dict[str, Estimate]:
-        view, spec = aggregate(predictions, without_weights(self.spec.aggregate)), self.spec
-        found = measure(view, self.metrics, spec.bins, spec.bootstrap, spec.confidence, self.seed)
-        scores = {key: Estimate(metric.value, metric.low, metric.high) for key, metric in found.items()}
-        return {**scores, CONFIDENCE: Estimate(float(view.confidence_N.mean()))}
-
-
 def _measure(
-    cells: Cells, judge: _Judge, test: Samples, chosen: Sequence[Corruption], levels: Sequence[int], others: Sequence[_Other]
+    cells: Cells, judge: Judge, test: Samples, chosen: Sequence[Corruption], levels: Sequence[int], others: Sequence[_Other]
 ) -> tuple[Cell, list[Cell], list[SecondSet]]:
     """Every cell predicted, scored and let go, one after another."""
     session = cells.session
@@ -218,21 +184,23 @@ def _measure(
     total = (1 + len(chosen) * len(levels)) * n + sum(len(other.samples) for other in others)
     with session.log.progress(total * cells.ensemble.n_members, "Predicting") as advance:
         plain = cells.predictions(CLEAN, test, advance)
-        clean = Cell("", 0, n, judge.scores(plain))
+        clean = judge.score(plain)
         found: list[Cell] = []
         for one in chosen:
             for severity in levels:
                 made = partial(corrupt, test, one, severity, seed, reduce)
                 got = cells.predictions(f"{one.name}-{severity}", test, advance, made, one.strengths())
                 same = np.array_equal(got.logits_MNC, plain.logits_MNC)
-                found.append(Cell(one.name, severity, n, clean.scores if same else judge.scores(got), same))
+                scored = clean if same else judge.score(got)
+                found.append(Cell(one.name, severity, n, scored.scores, same, judge.change(clean, scored, paired=not same)))
         seconds = []
         for other in others:
-            scores = judge.scores(cells.predictions(other.name, other.samples, advance))
-            seconds.append(SecondSet(other.name, len(other.samples), other.left_out, scores))
+            scored = judge.score(cells.predictions(other.name, other.samples, advance))
+            change = judge.change(clean, scored, paired=False)
+            seconds.append(SecondSet(other.name, len(other.samples), other.left_out, scored.scores, change))
     if cells.kept:
         session.log.say(f"{cells.kept} of {cells.kept + cells.made} sets of predictions were there already ({cells.root}).")
-    return clean, found, seconds
+    return Cell("", 0, n, clean.scores), found, seconds
 
 
 def _reduction(session: Session) -> Callable[[Image.Image], Image.Image] | None:
@@ -261,10 +229,10 @@ def _remarks(found: Shift) -> list[str]:
     return notes
 
 
-def _provenance(run: RunDir, cells: Cells, command: str) -> dict[str, Any]:
+def _provenance(run: RunDir, cells: Cells, how: str, command: str) -> dict[str, Any]:
     recipe = cells.session.recipe
     return {
         "command": command, "run": str(run.path), "recipe_digest": digest(recipe), "trained_digest": cells.trained,
-        "aggregate": without_weights(recipe.evaluate.aggregate), "seed": recipe.seed, "batch_size": recipe.evaluate.batch_size,
+        "aggregate": how, "seed": recipe.seed, "batch_size": recipe.evaluate.batch_size,
         "bootstrap": recipe.evaluate.bootstrap, "predictions": str(cells.root), "environment": environment(),
     }  # fmt: skip

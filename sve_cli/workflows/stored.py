@@ -9,6 +9,7 @@ from pathlib import Path
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, read_json
+from sve_cli.statistics import without_weights
 from sve_cli.workflows.session import run_recipe
 
 
@@ -33,6 +34,17 @@ def saved_predictions(
 def stored_posthoc(evaluation: Path) -> Posthoc:
     """What an evaluation fitted."""
     return Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+
+
+def stored_aggregate(evaluation: Path) -> str:
+    """How an evaluation averages the members, with the weights it fitted."""
+    return str(read_json(evaluation / "report.json")["provenance"].get("aggregate") or "probs")
+
+
+def run_aggregate(run: RunDir) -> str:
+    """How the run's newest evaluation averages the members; the recipe's way, without weights, where there is none."""
+    evaluation = next(iter(run.evaluations()), None)
+    return without_weights(run_recipe(run).evaluate.aggregate) if evaluation is None else stored_aggregate(evaluation)
 
 
 def _batch_size(run: RunDir, evaluation: Path) -> int:

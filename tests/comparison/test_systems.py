@@ -56,6 +56,10 @@ def test_each_side_keeps_its_own_weights(make: Make) -> None:
         values = [METRICS.resolve(name).compute(aggregate(system, way)) for system, way in zip((a, b), ways, strict=True)]
         assert [rows[name].reference, rows[name].other] == pytest.approx(values)
         assert rows[name].reference != pytest.approx(METRICS.resolve(name).compute(aggregate(a)))
+    seeds = (["weighted:0.9,0.1", "weighted:0.2,0.8"], "probs")
+    row = by_key(compare_seeds([a, b], [a], seeds, metrics=["nll"], bootstrap=50, permutations=0))["nll"]
+    own = [METRICS.resolve("nll").compute(aggregate(system, way)) for system, way in zip((a, b), seeds[0], strict=True)]
+    assert row.reference == pytest.approx(sum(own) / 2), "every seed has weights of its own"
     with pytest.raises(SveError, match="Unknown aggregate"):
         compare_predictions(a, b, ("probs", "median"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,8 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import sve_cli
 from sve_cli.certify import Certificate
-from sve_cli.errors import CheckFailed, NotExportable
+from sve_cli.errors import CheckFailed, NotExportable, SveError
 from sve_cli.export import Artifact
 from sve_cli.export import distilled as target
 from sve_cli.export.card import usage
@@ -38,7 +40,8 @@ class Prepared:
 
 def student_of(case: Any, cache: Path, seed: int = 5) -> Student:
     """A student as far from its start as training would bring it."""
-    student = build_student(case.ensemble, case.ensemble.backbone, case.recipe.method, FactorStore(cache), 0, (-1.0, 1.0))
+    student = build_student(case.ensemble, case.ensemble.backbone, case.recipe.method, FactorStore(cache), 0)
+    student.calibrate(1.5 if student.ensemble.heads.trainable else 1.0, (-1.0, 1.0))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in student.ensemble.trainable().values():
@@ -157,6 +160,43 @@ def test_anything_else_is_refused(
     with pytest.raises(CheckFailed, match=saying):
         export(case, tmp_path, student)
     assert not (tmp_path / "out").exists()
+
+
+def other_version(folder: Path) -> None:
+    save_file(load_file(folder / target.EVIDENCE), folder / target.EVIDENCE, {"format": "sve-evidence/1, linear in the features"})
+
+
+def flipped_byte(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-5] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def truncated_evidence(folder: Path) -> None:
+    (folder / target.EVIDENCE).write_bytes((folder / target.EVIDENCE).read_bytes()[:-4])
+
+
+def without_certificate(folder: Path) -> None:
+    (folder / "certificate.json").unlink()
+
+
+def test_what_is_not_what_was_certified_does_not_load(make: Make, tmp_path: Path) -> None:
+    """`sve_cli.load` of a distilled folder; one that was fetched has the hub's own files, and not every file."""
+    artifact, _ = export(make("bert"), tmp_path)
+    fetched = Path(shutil.copytree(artifact.path, tmp_path / "fetched"))
+    (fetched / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (fetched / "tokenizer_config.json").unlink()
+    assert sve_cli.load(fetched, device="cpu").predict(["a good film"]).labels
+    for change, saying in (
+        (other_version, "of another version of sve.*Export it again: sve export RUN --to distilled"),
+        (flipped_byte, "'model.safetensors' of .* was changed after the export"),
+        (truncated_evidence, "cannot be opened"),
+        (without_certificate, "has no readable certificate"),
+    ):
+        folder = Path(shutil.copytree(artifact.path, tmp_path / change.__name__))
+        change(folder)
+        with pytest.raises(SveError, match=saying):
+            sve_cli.load(folder, device="cpu")
 
 
 def test_without_a_trained_student_there_is_nothing_to_write(make: Make, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sve_cli.gate import Against, Alike, GateSpec, alike, judge_worsening, share_level
+from sve_cli.gate import Against, Alike, GateSpec, alike, alone, alone_from, judge_worsening, share_level
 from sve_cli.metrics.base import Weighted
 
 N, BINS = 600, 5
@@ -34,8 +34,17 @@ def test_it_is_the_spread_of_pairs_without_a_change(gap: float) -> None:
         first, second = gaps(bin_N, one_N), gaps(bin_N, two_N)
         seen.append(float(np.abs(second(ones_N1)).sum() - np.abs(first(ones_N1)).sum()))
         if k < 15:
-            told.append(alike(first, second, N, 200, k).error)
+            told.append(alike(first, second, N, 200, k)[0].error)
     assert np.mean(told) == pytest.approx(np.std(seen), rel=0.15)
+
+
+def test_the_baseline_alone_takes_the_resamples_that_were_drawn() -> None:
+    """To the bit what drawing them once more gives."""
+    bin_N, one_N, two_N = sides(np.random.default_rng(1), 0.02)
+    first, level = gaps(bin_N, one_N), share_level(0.95, 1)
+    total: Weighted = lambda weights_NR: np.abs(first(weights_NR)).sum(axis=0)  # noqa: E731
+    _, values_R = alike(first, gaps(bin_N, two_N), N, 200, 3)
+    assert alone_from(total, values_R, N, level) == alone(total, N, 200, level, 3)
 
 
 def test_the_lower_bound_is_the_smaller_of_two() -> None:

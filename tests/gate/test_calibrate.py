@@ -49,6 +49,10 @@ def test_what_gives_no_slack(values: list[float], direction: str, quantile: floa
 def test_how_far_it_can_be_trusted_is_said() -> None:
     text, few = how_sure(2, 1.0)
     assert few and "one pairwise worsening, of 2 evaluations" in text and "one further evaluation in 3" in text and "few" in text
+    text, few = how_sure(3, 1.0, 1)
+    assert not few and "batch size alone" in text and "further" not in text, "one run again is no further training"
+    text, few = how_sure(6, 1.0, 2)
+    assert few and "15 pairwise worsenings" in text and "one further run in 3" in text and "5 runs give 10 pairs" in text
     text, few = how_sure(6, 0.9)
     assert not few and "the 90 % quantile of 15 pairwise worsenings among 6 evaluations" in text and "few" not in text
 

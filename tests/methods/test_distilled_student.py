@@ -15,7 +15,7 @@ from sve_cli.registry import METHODS
 from sve_cli.tasks.common import tensor_to
 
 CPU = torch.device("cpu")
-PAIRS = [("sve", "bert"), ("sve", "vit"), ("sve", "llama"), ("sve_lora", "bert"), ("heads_only", "bert_mean")]
+PAIRS = [("sve", "bert"), ("sve", "vit"), ("sve", "llama"), ("sve_lora", "bert"), ("sve_band", "bert"), ("heads_only", "bert_mean")]
 everywhere = pytest.mark.parametrize(("method", "network"), PAIRS)
 
 
@@ -32,13 +32,14 @@ def moved(lab: Any, method: str, network: str, **keys: Any) -> Any:
 
 def student_of(lab: Any, built: Any, method: str, params: dict[str, Any] | None = None) -> Student:
     spec = MethodSpec(name=method, members=3, params=params or {})
-    return build_student(built.ensemble, built.backbone, spec, lab.store, 0, (0.0, 1.5))
+    return build_student(built.ensemble, built.backbone, spec, lab.store, 0)
 
 
 @everywhere
 def test_it_starts_as_the_averaged_network(lab: Any, method: str, network: str) -> None:
     built = moved(lab, method, network)
     student = student_of(lab, built, method)
+    student.calibrate(1.0, (0.0, 1.5))
     inputs = tensor_to(built.test.batch(np.arange(8)), CPU)
     logits, log_precision = student.outputs(inputs)
     with torch.inference_mode():
@@ -63,12 +64,12 @@ def test_it_starts_as_the_averaged_network_with_other_parameters(lab: Any, param
 def test_exactly_the_declared_parameters_train_and_all_get_a_gradient(lab: Any, method: str, network: str) -> None:
     ensemble = student_of(lab, moved(lab, method, network), method).ensemble
     declared = ensemble.trainable()
-    assert {"heads.evidence_weight_M", "heads.evidence_bias_M"} <= declared.keys()
+    assert not any("evidence" in name for name in declared)  # fitted afterwards
     assert {id(p) for p in ensemble.parameters() if p.requires_grad} == {id(p) for p in declared.values()}
     roles = {group.role for group in ensemble.groups}
-    assert roles == {"sve": {"sigma", "bias", "head"}, "sve_lora": {"sigma", "bias", "lora", "head"}, "heads_only": {"head"}}[
-        method
-    ] or (network == "llama" and roles == {"sigma", "head"})
+    more = {"sve": set(), "sve_lora": {"lora"}, "sve_band": {"band"}}
+    expected = {"head"} if method == "heads_only" else {"sigma", "bias", "head"} | more[method]
+    assert roles == (expected - {"bias"} if network == "llama" else expected)
     assert len(declared) == len(set(declared)) and ensemble.n_members == 1
     built = lab.build(network, method)
     output = ensemble(built.train.batch(np.arange(8))).logits_MBC
@@ -78,11 +79,13 @@ def test_exactly_the_declared_parameters_train_and_all_get_a_gradient(lab: Any, 
     assert silent == []
 
 
-def test_a_frozen_head_stays_frozen_and_the_evidence_trains(lab: Any) -> None:
+def test_a_frozen_head_stays_frozen(lab: Any) -> None:
     built = moved(lab, "sve", "llama", task={"head": "auto"})
-    ensemble = student_of(lab, built, "sve").ensemble
-    declared = ensemble.trainable()
-    assert "heads.weight_MCF" not in declared and "heads.evidence_bias_M" in declared
+    student = student_of(lab, built, "sve")
+    ensemble, declared = student.ensemble, student.ensemble.trainable()
+    assert not any(name.startswith("heads.") for name in declared)
+    student.calibrate(1.0, (-1.0, 2.0))
+    assert {name: float(tensor) for name, tensor in student.evidence().items()} == {"weight": -1.0, "bias": 2.0}
     assert torch.equal(ensemble.heads.weight_MCF[0], built.ensemble.heads.weight_MCF[0])
     ensemble.load_trained(ensemble.state())
 
@@ -99,10 +102,25 @@ def test_one_member_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("method", "network"), [("sve", "bert"), ("sve", "llama"), ("heads_only", "bert_mean")])
-def test_a_slow_class_head_leaves_the_evidence_its_own_rate(lab: Any, method: str, network: str) -> None:
+def test_a_slow_class_head_leaves_the_rest_its_rate(lab: Any, method: str, network: str) -> None:
     student = student_of(lab, moved(lab, method, network), method)
-    before = student.ensemble.trainable()
+    before = {name: group.lr_scale for group in student.ensemble.groups for name in group.parameters}
     student.slow_heads(0.1)
-    rates = {name: group.lr_scale for group in student.ensemble.groups if group.role == "head" for name in group.parameters}
-    assert rates == {name: 1.0 if "evidence" in name else 0.1 for name in before if name.startswith("heads.")}
-    assert student.ensemble.trainable().keys() == before.keys()
+    rates = {name: group.lr_scale for group in student.ensemble.groups for name in group.parameters}
+    assert rates == {name: 0.1 if name.startswith("heads.") else rate for name, rate in before.items()}
+
+
+@pytest.mark.parametrize("network", ["bert", "vit", "llama"])
+def test_a_temperature_goes_into_the_head(lab: Any, network: str) -> None:
+    built = moved(lab, "sve", network)
+    student = student_of(lab, built, "sve")
+    inputs = tensor_to(built.test.batch(np.arange(4)), CPU)
+    before, _ = student.outputs(inputs)
+    student.calibrate(2.5, (-1.0, 3.0))
+    after, log_precision = student.outputs(inputs)
+    with torch.inference_mode():
+        exported = built.backbone.logits(student.model(), inputs)
+    torch.testing.assert_close(after, before / 2.5, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(exported, after, atol=1e-4, rtol=1e-4)
+    entropy = torch.special.entr(torch.softmax(after.double(), -1)).sum(-1)
+    torch.testing.assert_close(log_precision.double(), 3.0 - (entropy + 1e-3).log(), atol=1e-4, rtol=1e-4)

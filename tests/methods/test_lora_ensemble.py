@@ -16,6 +16,7 @@ from sve_cli.ensemble import MemberContext
 from sve_cli.errors import SveError
 from sve_cli.methods.lora_ensemble import LoraLinear
 from sve_cli.methods.low_rank import LowRank, LowRankSettings
+from sve_cli.methods.matrix import Biases
 from sve_cli.recipe.loader import load_recipe_text
 
 
@@ -23,18 +24,19 @@ def names(built: Any) -> list[str]:
     return [linear.view.name for linear in built.ensemble.member_linears()]
 
 
-@pytest.mark.parametrize("own_bias", [False, True])
-def test_a_layer_by_hand(small_view: LinearView, own_bias: bool) -> None:
+@pytest.mark.parametrize("biases", ["frozen", "member", "shared"])
+def test_a_layer_by_hand(small_view: LinearView, biases: Biases) -> None:
     context = MemberContext((0, 1))
-    layer = LoraLinear(small_view, context, LowRankSettings(1, "peft", 2.0), 2, 0, own_bias)
+    layer = LoraLinear(small_view, context, LowRankSettings(1, "peft", 2.0), 2, 0, biases)
     with torch.no_grad():
         layer.lora.A_MRI.copy_(torch.tensor([[[1.0, 0.0, -1.0]], [[0.0, 1.0, 0.0]]]))
         layer.lora.B_MOR.copy_(torch.tensor([[[2.0], [3.0]], [[-1.0], [0.0]]]))
         if layer.bias_MO is not None:
-            layer.bias_MO[1] = torch.tensor([0.0, 1.0])
-    second = [1.0, -1.0] if own_bias else [11.0, 18.0]  # [5, -2] - [4, 0] + its bias
+            layer.bias_MO[-1] = torch.tensor([0.0, 1.0])
+    first = [9.0, 5.0] if biases == "shared" else [19.0, 24.0]
+    second = [11.0, 18.0] if biases == "frozen" else [1.0, -1.0]  # [5, -2] - [4, 0] + its bias
     x_MI = torch.tensor([[1.0, 2.0, 0.0], [1.0, 2.0, 0.0]])
-    assert layer(x_MI).tolist() == [[19.0, 24.0], second]
+    assert layer(x_MI).tolist() == [first, second]
     assert layer.merged(0)[0].tolist() == [[5.0, 2.0, -4.0], [6.0, -1.0, -3.0]]
     assert layer.merged(1)[0].tolist() == [[1.0, 0.0, 0.0], [0.0, -1.0, 3.0]]
     assert layer.averaged()[0].tolist() == [[3.0, 1.0, -2.0], [3.0, -1.0, 0.0]]

@@ -26,9 +26,9 @@ def between_RR(linear: BandedLinear, member: int) -> Tensor:
     return torch.linalg.pinv(b_OR) @ linear.merged(member)[0].double() @ torch.linalg.pinv(a_RI)
 
 
-@pytest.mark.parametrize("bands", [1, 2])
-def test_a_member_is_its_definition(lab: Any, bands: int) -> None:
-    built = lab.build("vit", "sve_band", params={"bands": bands, "sigma_init": 0.1})
+@pytest.mark.parametrize(("shared", "bands"), [(0, 1), (0, 2), (3, 0), (2, 1)])
+def test_a_member_is_its_definition(lab: Any, shared: int, bands: int) -> None:
+    built = lab.build("vit", "sve_band", params={"bands": bands, "shared_bands": shared, "sigma_init": 0.1})
     built.fit()
     for linear in linears(built):
         s_R = linear.s_R.double()
@@ -36,24 +36,27 @@ def test_a_member_is_its_definition(lab: Any, bands: int) -> None:
         left_OR, right_RI = b_OR / b_OR.norm(dim=0), a_RI / a_RI.norm(dim=1, keepdim=True)
         for m in range(3):
             middle_RR = torch.diag(s_R * (1 + linear.delta_MR[m].detach().double()))
-            for k in range(bands):
-                offset = 1 + m * bands + k
+            entries = [(1 + k, linear.c_SR[k]) for k in range(shared)]
+            entries += [(1 + shared + m * bands + k, linear.c_MKR[m, k]) for k in range(bands)]
+            for offset, c_R in entries:
                 for r in range(len(s_R)):
                     q = (r + offset) % len(s_R)
-                    middle_RR[r, q] += linear.c_MKR[m, k, r].detach().double() * (s_R[r] * s_R[q]).sqrt()
+                    middle_RR[r, q] += c_R[r].detach().double() * (s_R[r] * s_R[q]).sqrt()
             torch.testing.assert_close(linear.merged(m)[0].double(), left_OR @ middle_RR @ right_RI, atol=2e-5, rtol=1e-5)
-        assert float(linear.c_MKR.detach().abs().max()) > 1e-3
+        for c in [linear.c_MKR] * (bands > 0) + [linear.c_SR] * (shared > 0):
+            assert float(c.detach().abs().max()) > 1e-3
     torch.testing.assert_close(built.training_logits(), torch.from_numpy(built.logits()), atol=3e-5, rtol=3e-5)
 
 
 def test_no_two_members_train_the_same_entries(lab: Any) -> None:
-    built = lab.build("bert", "sve_band", params={"bands": 2, "sigma_init": 0.0})
+    built = lab.build("bert", "sve_band", params={"bands": 2, "shared_bands": 1, "sigma_init": 0.0})
     built.fit()
     linear = linears(built)[0]
     places = []
     for m in range(3):
         found_RR = between_RR(linear, m)
-        places.append({(r, q) for r, q in (found_RR.abs() > 1e-4).nonzero().tolist() if r != q})
+        shared = {(r, (r + 1) % linear.rank) for r in range(linear.rank)}
+        places.append({(r, q) for r, q in (found_RR.abs() > 1e-4).nonzero().tolist() if r != q} - shared)
         assert len(places[-1]) > linear.rank
     assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
 
@@ -64,7 +67,7 @@ def test_the_gradients_are_those_of_finite_differences() -> None:
     arrays = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     for i in (0, 3, 4):
         arrays[i].requires_grad_()
-    offsets = [[1, 2], [3, 1]]
+    offsets = [[1, 2], [1, 3]]  # the first is the same for both members
     assert torch.autograd.gradcheck(lambda *given: banded(*given, offsets), arrays)
     x_MNI, a_RI, b_OR, gain_MR, c_MKR = (t.detach() for t in arrays)
     for m in range(2):
@@ -87,6 +90,19 @@ def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:
     assert float(layer.c_MKR.detach().abs().max()) == pytest.approx(2.5e-3, rel=1e-3)
 
 
+def test_what_is_shared_trains_on_every_members_batch_and_counts_once(lab: Any) -> None:
+    """Batched and one by one are the same, and one member of three moves it alone when it runs alone."""
+    ends = []
+    for execution in ("batched", "sequential"):
+        built = lab.build("bert", "sve_band", params={"bands": 0, "shared_bands": 2, "sigma_init": 0.1})
+        built.fit(member_execution=execution)
+        ends.append(torch.stack([linear.c_SR.detach()[0, :4] for linear in linears(built)]))
+    torch.testing.assert_close(ends[0], ends[1], atol=1e-5, rtol=1e-4)
+    assert float(ends[0].abs().min()) > 0
+    table = built.ensemble.parameter_table()
+    assert table["band"] == sum(2 * linear.rank for linear in linears(built))
+
+
 def test_a_negligible_direction_is_left_alone(lab: Any) -> None:
     built = lab.build("bert", "sve_band")
     linear = linears(built)[0]
@@ -102,7 +118,9 @@ def test_a_negligible_direction_is_left_alone(lab: Any) -> None:
     [
         ({"rank": 4}, "trains every direction"),
         ({"form": "residual"}, "not residual"),
-        ({"bands": 400}, "bands is 400, but .* singular values"),
+        ({"sigma_grad_tokens": 0.25}, "from all tokens, but sigma_grad_tokens is 0.25"),
+        ({"bands": 400}, "bands is 400 and shared_bands 2, but .* singular values"),
+        ({"bands": 0, "shared_bands": 0}, "both 0"),
     ],
 )
 def test_what_is_refused(lab: Any, params: dict[str, Any], saying: str) -> None:

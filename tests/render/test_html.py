@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from sve_cli.errors import SveError
+from sve_cli.render import page
 from sve_cli.render.html import render_html
+from sve_cli.render.html_style import STYLE
+from sve_cli.render.tables import Table
 from sve_cli.report import Report
 
 VOID = {"meta", "br", "hr", "link", "img", "input"}
@@ -134,3 +137,15 @@ def test_a_histogram_without_a_side_is_refused(report: Report) -> None:
     del report.ood[0].histograms["entropy"]["ood"]
     with pytest.raises(SveError, match="histogram of 'entropy' .* has no 'ood'"):
         render_html(report)
+
+
+def test_a_wide_table_becomes_cards_on_a_phone() -> None:
+    """Every cell carries its head there; tables of two columns and those of words stay as they are."""
+    wide = Table(["Share %", "A % ↑", 'B "x"'], [["50", "1.0 (0.5-2.0)", "<b>"]], frozenset({0, 1}))
+    shown = page.table(wide, "L", "sticky")
+    assert '<table class="sticky cards">' in shown and '<th scope="row" data-head="Share %" class="num">50</th>' in shown
+    assert 'data-head="A % ↑">1.0 <span' in shown and 'data-head="B &quot;x&quot;">&lt;b&gt;</td>' in shown
+    assert "cards" in page.table(wide, "L", "facts") and "cards" not in page.table(wide, "L", "words")
+    assert "cards" not in page.table(Table(["A", "B"], [["1", "2"]]), "L", "facts")
+    for rule in (".cards td::before{content:attr(data-head)", ".cards thead{display:none}"):
+        assert rule in STYLE.partition("@media screen and (max-width:40rem)")[2].partition("@media print")[0]

@@ -18,7 +18,7 @@ from sve_cli.methods.distilled import build_student
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import MethodSpec, TrainSpec
 from sve_cli.training import Checkpointer, Trainer
-from sve_cli.training.distillation import Distillation, Teacher, best_constant, best_line
+from sve_cli.training.distillation import Distillation, Teacher, best_line, best_temperature, divergence
 
 CPU = torch.device("cpu")
 ROWS = np.arange(1)
@@ -53,47 +53,55 @@ def test_options_that_do_not_exist_get_nothing() -> None:
     assert torch.isfinite(loss).all() and outputs.grad is not None and outputs.grad[0, 0, 2] == 0
 
 
-def test_the_mean_learns_by_cross_entropy_alone_and_the_precision_apart() -> None:
+def test_the_mean_learns_by_cross_entropy_alone() -> None:
     teacher = Teacher(LOGITS_M1C, None, 1.0, "probs")
     outputs = torch.tensor([[[0.3, -0.2, 1.0]]], requires_grad=True)
     Distillation(teacher, teacher, CPU).loss(outputs, [ROWS]).sum().backward()
     assert outputs.grad is not None
     expected = torch.softmax(torch.tensor([0.3, -0.2]), -1) - torch.tensor([0.6, 0.4])
     torch.testing.assert_close(outputs.grad[0, 0, :2], expected, atol=1e-6, rtol=0)
-    assert outputs.grad[0, 0, 2].abs() > 1e-3
+    assert outputs.grad[0, 0, 2] == 0  # the log-precision is fitted afterwards
 
 
-def test_no_sample_pulls_the_precision_by_more_than_one() -> None:
-    sure = np.array([[[20.0, -20.0], [0.0, 0.0]], [[-20.0, 20.0], [0.1, 0.0]]], dtype=np.float32)  # (2, 2, 2): they disagree on one
-    teacher = Teacher(sure, None, 1.0, "probs")
-    outputs = torch.tensor([[[2.0, 0.0, 12.0], [0.0, 0.0, 1.0]]], requires_grad=True)
-    loss = Distillation(teacher, teacher, CPU).loss(outputs, [np.arange(2)]).sum()
-    loss.backward()
-    assert loss > 1e3 and outputs.grad is not None
-    assert outputs.grad[0, 0, 2].item() == pytest.approx(0.5)  # 1 of the two samples' mean
-    assert 0 < outputs.grad[0, 1, 2].abs() < 0.5
+def test_the_temperature_that_brings_a_student_to_the_ensemble() -> None:
+    logits_NC = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    teacher = Teacher(np.stack([logits_NC.numpy()] * 2), None, 1.0, "probs")
+    assert divergence(teacher, logits_NC) == pytest.approx(0, abs=1e-9)
+    assert divergence(teacher, logits_NC * 3) > 1e-3
+    assert best_temperature(teacher, logits_NC * 3) == pytest.approx(3, rel=1e-3)
+    assert best_temperature(teacher, logits_NC * 0.1) == pytest.approx(0.1, rel=1e-3)
+    assert best_temperature(Teacher(teacher.logits_MNC, None, 2.0, "probs"), logits_NC) == pytest.approx(2, rel=1e-3)
+    options = np.ones((50, 4), dtype=bool)
+    options[::2, 3] = False  # what does not exist has no say, whatever its logit is
+    wild_NC = logits_NC.clone()
+    wild_NC[::2, 3] = 100.0
+    assert best_temperature(Teacher(teacher.logits_MNC, options, 1.0, "probs"), wild_NC * 3) == pytest.approx(3, rel=1e-3)
 
 
-def test_the_precision_of_drawn_members_is_found_again() -> None:
+def drawn_members(probs_NC: Tensor, log_precision_N: Tensor) -> np.ndarray:
+    """Twenty members as logits, drawn from the Dirichlet that the student is to find again."""
+    drawn = Dirichlet(probs_NC.clamp_min(1e-3) * log_precision_N.exp()[:, None]).sample((20,))
+    return drawn.clamp_min(1e-6).log().numpy().astype(np.float32)
+
+
+@pytest.mark.parametrize(("precision", "within"), [(3.0, 0.2), (6.0, 0.3)])
+def test_the_precision_of_drawn_members_is_found_again(precision: float, within: float) -> None:
     torch.manual_seed(0)
-    probs = torch.softmax(torch.randn(400, 5).double(), -1)
-    drawn = Dirichlet(probs * np.exp(3.0)).sample((20,))
-    logits_MNC = drawn.clamp_min(1e-6).log().numpy().astype(np.float32)
-    assert best_constant(Teacher(logits_MNC, None, 1.0, "probs")) == pytest.approx(3.0, abs=0.2)
-    tight = Dirichlet(probs * np.exp(6.0)).sample((20,)).clamp_min(1e-6).log().numpy().astype(np.float32)
-    assert best_constant(Teacher(tight, None, 1.0, "probs")) == pytest.approx(6.0, abs=0.3)
+    probs_NC = torch.softmax(torch.randn(400, 5).double(), -1)
+    logits_MNC = drawn_members(probs_NC, torch.full((400,), precision).double())
+    exists = np.ones((400, 5), dtype=bool)  # options may differ, which the head does not know: a constant
+    weight, bias = best_line(Teacher(logits_MNC, exists, 1.0, "probs"), probs_NC.log())
+    assert weight == 0 and bias == pytest.approx(precision, abs=within)
 
 
 def test_members_that_differ_more_where_they_are_unsure_give_a_falling_line() -> None:
     torch.manual_seed(0)
-    probs = torch.softmax(3 * torch.randn(400, 5).double(), -1)
-    log_entropy = (torch.special.entr(probs).sum(-1) + 1e-3).log()
-    drawn = Dirichlet(probs.clamp_min(1e-3) * (-1.5 * log_entropy + 3.0).exp()[:, None]).sample((20,))
-    logits_MNC = drawn.clamp_min(1e-6).log().numpy().astype(np.float32)
-    weight, bias = best_line(Teacher(logits_MNC, None, 1.0, "probs"))
+    probs_NC = torch.softmax(3 * torch.randn(400, 5).double(), -1)
+    log_entropy_N = (torch.special.entr(probs_NC).sum(-1) + 1e-3).log()
+    logits_MNC = drawn_members(probs_NC, -1.5 * log_entropy_N + 3.0)
+    teacher = Teacher(logits_MNC, None, 1.0, "probs")
+    weight, bias = best_line(teacher, teacher.targets(np.arange(400), CPU)[0].log())
     assert weight == pytest.approx(-1.5, abs=0.4) and bias == pytest.approx(3.0, abs=0.4)
-    exists = np.ones((400, 5), dtype=bool)
-    assert best_line(Teacher(logits_MNC, exists, 1.0, "probs"))[0] == 0.0  # options may differ, which the head does not know
 
 
 def test_a_student_that_says_the_mean_has_no_divergence() -> None:
@@ -121,7 +129,7 @@ def run(lab: Any, loaded: Saved | None) -> tuple[dict[str, Tensor], list[Saved],
     teachers = [
         Teacher(predict_logits(built.ensemble, rows, 8)[0], rows.mask_NC, 1.0, "probs") for rows in (built.train, built.test)
     ]
-    student = build_student(built.ensemble, built.backbone, spec, lab.store, 0, (-1.0, 1.0)).ensemble
+    student = build_student(built.ensemble, built.backbone, spec, lab.store, 0).ensemble
     train = TrainSpec(epochs=2, batch_size=6, precision="float32", checkpoint_minutes=0.0)
     fit = Trainer(
         student, built.train, built.test, lambda m: predict_logits(student, built.test, 8, m)[0], train, 2e-2, 0, built.log,

@@ -20,6 +20,9 @@ from safetensors import safe_open
 from sve_cli import cli
 from sve_cli.benchmark import load_cells, load_grids
 from sve_cli.errors import SveError
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.predictions import Predictions
+from sve_cli.registry import METRICS
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir
 from sve_cli.workflows import bench_paired
@@ -309,6 +312,17 @@ def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(benched: Path, m
     monkeypatch.setattr(bench_paired, "_scaled", lambda run, predictions: None)  # evaluate.temperature: false
     bare = bench_paired.paired_differences(study, cells, log)["rows"]["heads_only"]["differences"]  # type: ignore[index]
     assert set(bare) == {key for key in keys if not key.startswith("temperature.")}
+
+    # Seeds that were evaluated with fitted weights are compared with them, each with its own.
+    own = ["weighted:0.9,0.1", "weighted:0.2,0.8"]
+    ways = iter([*own, "probs", "probs"])
+    monkeypatch.setattr(bench_paired, "stored_aggregate", lambda evaluation: next(ways))
+    here = [run for cell in cells if cell.row == "sve" and (run := RunDir(study.runs / cell.run))]
+    tests = [Predictions.load(run.evaluations()[-1] / "predictions" / "test") for run in here]
+    nll = [METRICS.resolve("nll").compute(aggregate(*pair)) for pair in zip(tests, own, strict=True)]
+    weighted = bench_paired.paired_differences(study, cells, log)["rows"]["heads_only"]["differences"]  # type: ignore[index]
+    assert weighted["nll"]["reference"] == pytest.approx(sum(nll) / 2) != bare["nll"]["reference"]
+    assert weighted["nll"]["other"] == pytest.approx(bare["nll"]["other"])
 
     def refuse(references: Any, others: Any) -> None:
         raise SveError("Only 3 of the 24 samples are shared.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from sve_cli.backbone import LinearView
 from sve_cli.diversity import cosine_matrix
 from sve_cli.predictions import Predictions
 from sve_cli.registry import METHODS, ONE_NETWORK
+from sve_cli.statistics import weighted_aggregate
+from sve_cli.workflows import diversity as workflow
 from sve_cli.workflows.diversity import sigma_products, weight_products
 
 WEIGHTS = [name for name in METHODS if name not in (*ONE_NETWORK, "heads_only")]
@@ -106,8 +109,24 @@ def test_the_command_measures_a_run(sve: Any, run: Path, tmp_path: Path) -> None
     assert [(row["name"], row["n"]) for row in found["distance"]] == [("test", 30), ("digits:ood", 30), ("test and OOD", 60)]
     assert all(-1 <= row["correlations"]["entropy"]["value"] <= 1 for row in found["distance"])
     assert found["distance"][1]["mean_distance"] > found["distance"][0]["mean_distance"]  # eights and nines are new
-    assert "<svg" in (tmp_path / "out" / "diversity.html").read_text()
+    assert "<svg" in (tmp_path / "out" / "diversity.html").read_text() and found["provenance"]["aggregate"] == "probs"
     sve("evaluate", run)  # the run is still what it was
+
+
+def test_weights_of_the_members_make_the_uncertainty(sve: Any, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is correlated with the distance is the uncertainty of the ensemble as the run evaluates it."""
+    sve("evaluate", run, "--aggregate", "weighted")
+    used: list[str] = []
+    real = workflow.ensemble_uncertainty
+
+    def watched(logits_MNC: np.ndarray, mask_NC: np.ndarray | None, how: str) -> Any:
+        used.append(how)
+        return real(logits_MNC, mask_NC, how)
+
+    monkeypatch.setattr(workflow, "ensemble_uncertainty", watched)
+    found = sve.json("diversity", run, "--samples", 20, "--train-samples", 20)["diversity"]
+    (posthoc,) = [text for file in run.glob("evaluations/*/posthoc.json") if (text := json.loads(file.read_text()))["weights"]]
+    assert used == [weighted_aggregate(posthoc["weights"]["values"])] and found["provenance"]["aggregate"] == used[0]
 
 
 def test_what_cannot_be_measured_is_refused(sve: Any, run: Path, tmp_path: Path) -> None:

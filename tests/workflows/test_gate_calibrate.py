@@ -85,6 +85,8 @@ def test_a_run_at_other_batch_sizes(sve: Any, trained: Path, tmp_path: Path) -> 
     found = sve.json("gate", "calibrate", run, "--batch-sizes", "5,128")
     assert found["evaluations"] == ["run (batch size 128)", "run (batch size 5)"], "the recipe's own size counts once"
     assert all(one["largest"] < 1e-3 for one in found["learned"])
+    assert not found["few"] and found["warnings"] == [] and "warning" not in sve.err, "nothing to warn of: only arithmetic differs"
+    assert all("differ in batch size alone" in text for text in (found["sentence"], Path("gates.yaml").read_text()))
     sizes = [json.loads(p.read_text())["provenance"]["batch_size"] for p in (run / "evaluations").glob("*/report.json")]
     assert sorted(sizes) == [5, 128]
     sve("evaluate", run, "--batch-size", 5, "--gate", "gates.yaml", "--baseline", run)

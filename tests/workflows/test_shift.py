@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.predictions import Predictions
+from sve_cli.statistics import bootstrap_counts, seeded
 from sve_cli.workflows import shift_cells
 
 TINY = ["--corruptions", "gaussian_noise,jpeg", "--severities", "1,5"]
@@ -32,7 +34,7 @@ def test_the_command_measures_a_run(sve: Any, run: Path) -> None:
     before = sve.digests(run)
     answer = sve.json("shift", run, *TINY, "--sets", "digits:validation")
     found = answer["shift"]
-    assert found["schema"] == "sve-shift/1" and found["severities"] == [1, 5] and "48 test rows" in found["rows"]
+    assert found["schema"] == "sve-shift/2" and found["severities"] == [1, 5] and "48 test rows" in found["rows"]
     assert {name: digest for name, digest in sve.digests(run).items() if name in before} == before
     folder = Path(answer["folder"])
     assert {path.name for path in folder.iterdir()} == {"shift.json", "shift.md", "shift.html"} and folder.parent == run / "shift"
@@ -44,7 +46,8 @@ def test_the_command_measures_a_run(sve: Any, run: Path) -> None:
     rows = {row["key"]: row["metrics"] for row in report["rows"]}
     for side, key in (("ensemble", "ensemble"), ("temperature", "temperature")):
         for name in ("accuracy", "nll", "ece_top1_w15", "entropy_mean", "mutual_information_mean"):
-            assert found["clean"]["scores"][side][name] == {end: rows[key][name][end] for end in ("value", "low", "high")}
+            stored = {end: rows[key][name][end] for end in ("value", "low", "high")}
+            assert found["clean"]["scores"][side][name] == pytest.approx(stored, rel=1e-12)
 
     # Every cell is what its predictions say, over the same samples.
     kept = predicted(found)
@@ -62,12 +65,26 @@ def test_the_command_measures_a_run(sve: Any, run: Path) -> None:
         assert scores["accuracy"]["value"] == pytest.approx(right)
         assert scores["confidence_mean"]["value"] == pytest.approx(float(view.confidence_N.mean()))
         change = right - found["clean"]["scores"]["ensemble"]["accuracy"]["value"]
-        assert cell["change"]["ensemble"]["accuracy"] == pytest.approx(change)
+        moved = cell["change"]["ensemble"]
+        assert moved["accuracy"]["value"] == pytest.approx(change)
+        assert set(moved) == set(scores)
+        for one in moved.values():  # what is the same in every resample has no interval
+            assert one["low"] <= one["value"] <= one["high"] if one["low"] is not None else one["value"] == 0.0
+        assert moved["nll"]["low"] is not None
+        assert set(cell["change"]["temperature"]) == set(scores)
+    # The interval of a change by hand: differences of the same samples, resampled together, around the change seen.
+    moved_N = aggregate(test, "probs").log_label_N - aggregate(kept["jpeg-5"], "probs").log_label_N
+    (weights_NR,) = bootstrap_counts(48, 50, seeded(found["provenance"]["seed"], "bootstrap"))
+    values_R = moved_N @ weights_NR / 48
+    low, high = np.quantile(values_R - values_R.mean() + moved_N.mean(), [0.025, 0.975])
+    nll = found["cells"][3]["change"]["ensemble"]["nll"]
+    assert nll == pytest.approx({"value": moved_N.mean(), "low": low, "high": high})
     by_hand = np.mean([c["scores"]["temperature"]["nll"]["value"] for c in found["cells"] if c["severity"] == 5])
     assert [mean["severity"] for mean in found["means"]] == [0, 1, 5]
     assert found["means"][2]["temperature"]["nll"] == pytest.approx(by_hand) and found["means"][2]["corruptions"] == 2
     (other,) = found["sets"]
-    assert other["name"] == "digits:validation" and other["n"] > 0
+    assert other["name"] == "digits:validation" and other["n"] > 0 and found["clean"]["change"] is None
+    assert other["change"]["ensemble"]["accuracy"]["low"] is None  # other samples: nothing to pair
     assert "digits:validation: " in " ".join(found["notes"]) and other["left_out"] > 0  # eights and nines
     assert any("is the data this run was trained or tested on" in warning for warning in found["warnings"])
 
@@ -75,12 +92,18 @@ def test_the_command_measures_a_run(sve: Any, run: Path) -> None:
 def test_a_person_reads_means_the_worst_and_the_rows(sve: Any, run: Path) -> None:
     shown = sve("shift", run, *TINY, "--limit", 24)
     assert "0 (clean)" in shown and "mean over 2 corruptions" in shown
-    for part in ("At severity 5, mean over 2 corruptions, accuracy is", "The worst corruption is", "24 of 48 test rows", "Report:"):
+    told = ("At severity 5, mean over 2 corruptions, accuracy is", "The worst corruption is", "24 of 48 test rows", "Report:",
+            "Of 4 cells (a corruption at a severity), accuracy fell by more than chance in ")  # fmt: skip
+    for part in told:
         assert part in sve.err, sve.err
+    assert "Change from the clean rows at severity 5 (interval)" in shown and re.search(r"[+−]\d+\.\d \([+−]?\d", shown), shown
     (page,) = (run / "shift").glob("*/shift.html")
     html = page.read_text(encoding="utf-8")
     assert html.count("<svg") == 6 and "24 of 48 test rows" in html and "<script" not in html
-    assert "## Accuracy by corruption" in page.with_suffix(".md").read_text(encoding="utf-8")
+    written = page.with_suffix(".md").read_text(encoding="utf-8")
+    assert "## Accuracy by corruption" in written
+    for text in (written, html):
+        assert "Change from the clean rows" in text and "Accuracy, points" in text and "paired bootstrap" in text
 
 
 def test_a_stopped_command_goes_on_to_the_same_bits(sve: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +180,8 @@ def test_what_a_network_does_not_see_is_said(sve: Any, lab: Any, tmp_path: Path)
     touched = {cell["corruption"]: cell["untouched"] for cell in found["cells"]}
     assert touched == {"keyboard": False, "upper_case": True}
     (upper,) = [cell for cell in found["cells"] if cell["corruption"] == "upper_case"]
-    assert upper["scores"] == found["clean"]["scores"] and set(upper["change"]["ensemble"].values()) == {0.0}
+    assert upper["scores"] == found["clean"]["scores"]
+    assert all(one == {"value": 0.0, "low": None, "high": None} for one in upper["change"]["ensemble"].values())
     assert any("stays what it was, to the bit, under: upper case (upper_case)" in note for note in found["notes"])
     assert found["temperature"] is None and found["clean"]["scores"]["temperature"] == {}
     assert any("no fitted temperature" in note for note in found["notes"])
@@ -166,3 +190,16 @@ def test_what_a_network_does_not_see_is_said(sve: Any, lab: Any, tmp_path: Path)
     sve.check_refuses(
         "shift", run, "--corruptions", "none", "--sets", "bare.jsonl", saying="No row of the set 'bare.jsonl' has a label"
     )
+
+
+def test_weights_of_the_members_hold_under_shift(sve: Any, run: Path) -> None:
+    """A run that was evaluated with fitted weights is measured with them, and at the temperature fitted with them."""
+    plain = sve.json("shift", run, "--corruptions", "jpeg", "--severities", "5")["shift"]
+    sve("evaluate", run, "--aggregate", "weighted")
+    report = max(run.glob("evaluations/*/report.json"), key=lambda path: path.stat().st_mtime)
+    rows = {row["key"]: row["metrics"] for row in json.loads(report.read_text(encoding="utf-8"))["rows"]}
+    found = sve.json("shift", run, "--corruptions", "jpeg", "--severities", "5")["shift"]
+    assert found["provenance"]["aggregate"].startswith("weighted:")
+    for side, key in (("ensemble", "ensemble"), ("temperature", "temperature")):
+        here = found["clean"]["scores"][side]["nll"]["value"]
+        assert here == pytest.approx(rows[key]["nll"]["value"]) != plain["clean"]["scores"][side]["nll"]["value"]

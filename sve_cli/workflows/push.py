@@ -21,7 +21,7 @@ ATTRIBUTES = ".gitattributes"  # what the hub puts into an empty repository
 PLACE = re.compile(r'"([^"\n]*)FOLDER([^"\n]*)"')
 # What the client raises; a failed transfer is a RuntimeError, and objects that the hub refuses to store are a ValueError.
 FAILURES = (HTTPError, LocalTokenNotFoundError, HFValidationError, OSError, RuntimeError, ValueError)
-REFUSALS = {401: "the hub does not accept this login", 403: "this login may not write there"}
+REFUSALS = {401: "the hub does not accept this login", 403: "this login has no right to do that there"}
 LOGIN = "Run `hf auth login` with a token that may write, or set HF_TOKEN."
 LATER = "Or export without --push; a finished folder is pushed with: sve export --verify FOLDER --push USER/NAME"
 

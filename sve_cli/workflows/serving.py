@@ -232,12 +232,13 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from sve_cli.workflows.push import reason
+
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
         hint = f"Check the path (paths start at {Path.cwd()}) or the hub id."
-        raise SveError(f"There is no folder '{name}', and the hub gave none ({first}).", hint) from error
+        raise SveError(f"There is no folder '{name}', and the hub gave none ({reason(error)}).", hint) from error
 
 
 def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: str | Path | None = None) -> LoadedEnsemble:

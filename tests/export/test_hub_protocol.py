@@ -250,7 +250,7 @@ def test_what_arrives_is_what_was_certified_and_a_second_push_updates(server: Lo
 @pytest.mark.parametrize(
     ("fault", "saying"),
     [
-        ("store", r"this login may not write there \(Request has expired\)"),
+        ("store", r"this login has no right to do that there \(Request has expired\)"),
         ("transfer", r"[Dd]isconnected|reset|[Bb]roken pipe"),
         ("commit", r"[Dd]isconnected|reset"),
         ("batch", "LFS batch API returned errors"),
@@ -270,7 +270,7 @@ def test_a_hub_that_fails_half_way_leaves_both_sides_as_they_were(server: LocalH
 
 def test_what_was_not_reached_is_named_too(server: LocalHub, adapter: Path, tmp_path: Path) -> None:
     second = Path(shutil.copytree(adapter, tmp_path / "second"))
-    with pytest.raises(SveError, match="this login may not write there.*namespace") as caught:
+    with pytest.raises(SveError, match="this login has no right to do that there.*namespace") as caught:
         hub.push([adapter, second], "other/x", Silent(), public=True)
     assert caught.value.hint.count("sve export --verify") == 2 and "--push other/x-second --public" in caught.value.hint
 

@@ -19,10 +19,17 @@ STEPS = 12  # halvings of the search for the share of the gaps that is not noise
 
 
 class Alike(NamedTuple):
-    """`error`: standard error of the difference if both sides are calibrated alike; `bias`: what resampling adds to that seen."""
+    """Two sides calibrated alike.
+
+    Attributes:
+        error: standard error of the difference if they are.
+        bias: what resampling adds to the difference seen.
+        folded: how much of the sum seen is noise: a worsening hides behind it.
+    """
 
     error: float
     bias: float
+    folded: float
 
 
 def alike(baseline: Weighted, other: Weighted, n: int, resamples: int, seed: int) -> tuple[Alike, np.ndarray]:
@@ -44,9 +51,10 @@ def alike(baseline: Weighted, other: Weighted, n: int, resamples: int, seed: int
     resampled_BR, other_BR = (np.concatenate(side, axis=1) for side in zip(*drawn, strict=True))
     first_BR, second_BR = _noise(resampled_BR), _noise(other_BR)
     bias = _differences(first_B1 + first_BR, second_B1 + second_BR).mean() - _differences(first_B1, second_B1)[0]
-    common_B1 = common_B1 * _true_share(common_B1, (first_BR + second_BR) / 2.0)
+    share = _true_share(common_B1, (first_BR + second_BR) / 2.0)
+    folded, common_B1 = (1.0 - share) * float(np.abs(common_B1).sum()), common_B1 * share
     error = float(_differences(common_B1 + first_BR, common_B1 + second_BR).std(ddof=1))
-    return Alike(error, float(bias)), np.asarray(np.abs(resampled_BR).sum(axis=0))
+    return Alike(error, float(bias), folded), np.asarray(np.abs(resampled_BR).sum(axis=0))
 
 
 def _differences(first_BR: np.ndarray, second_BR: np.ndarray) -> np.ndarray:

@@ -136,10 +136,11 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     metric = key.rpartition(".")[2]
     detect = gate.detect if gate.detect is not None and gate.detect > slack else slack + _margin(metric, seen.baseline)
     error = seen.error if seen.changed is None else max(seen.error, USUAL * seen.usual)
-    reached = level.quantile() * error
+    reached, hidden = level.quantile() * error, FOLDED * seen.bias
     if seen.alike is not None and seen.error > 0.0:
-        reached = max(reached * seen.alike.error / seen.error, level.one_sided() * error)
-    detectable = slack + reached + float(ndtri(POWER)) * error + FOLDED * seen.bias
+        reached = max(reached * seen.alike.error / seen.error, level.one_sided() * error - BIAS * seen.bias)
+        hidden = seen.alike.folded
+    detectable = slack + reached + float(ndtri(POWER)) * error + hidden
     fails = low > slack + ROUNDING
     shown = amounts(metric)
     kind = "unpaired" if seen.changed is None else "paired"

@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 
 from sve_cli import __version__, cli
+from sve_cli.commands.options import name_list
 from sve_cli.recipe import load_recipe, recipe_names
 
 HEAVY = ("torch", "timm", "transformers", "datasets", "sklearn", "scipy", "pyarrow", "pandas")
@@ -154,3 +155,7 @@ def test_json_says_what_is_wrong_too(capsys: pytest.CaptureFixture[str]) -> None
     document = json.loads(shown.out)
     assert document["exit_code"] == 2 and "--vector" in document["error"] and document["hint"] and document["error"] in shown.err
     assert cli.run(wrong) == 2 and capsys.readouterr().out == ""
+
+
+def test_a_name_with_a_comma_is_quoted_as_in_csv() -> None:
+    assert name_list(['cat, dog,"New York, NY"', "bird"]) == ["cat", "dog", "New York, NY", "bird"] and name_list(None) == []

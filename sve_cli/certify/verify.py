@@ -10,6 +10,7 @@ from sve_cli.certify.certificate import CERTIFICATE, FORMAT
 from sve_cli.certify.judge import file_digests
 from sve_cli.errors import CheckFailed, SveError
 
+NEEDED = (".json", ".safetensors")  # what `sve_cli.load` fetches from the hub, beside the card
 OF_THE_HUB = (".gitattributes", ".cache/")  # what its client puts beside what it fetches
 
 
@@ -17,7 +18,7 @@ def verify(folder: Path, some_missing: bool = False) -> dict[str, Any]:
     """The certificate of a folder whose files are those that were certified.
 
     Args:
-        some_missing: the folder may hold less (a download of what is needed), but nothing else.
+        some_missing: what no loader reads may be missing (a download of what is needed).
 
     Raises:
         SveError: the folder has no certificate.
@@ -32,7 +33,8 @@ def verify(folder: Path, some_missing: bool = False) -> dict[str, Any]:
         raise SveError(f"'{path}' is no certificate of the format {FORMAT}.", "Export the run again.")
     stated = certificate["files"]
     found = {name: digest for name, digest in file_digests(folder).items() if not name.startswith(OF_THE_HUB)}
-    for name in sorted(found if some_missing else {*stated, *found}):
+    expected = {name for name in stated if not some_missing or name.endswith(NEEDED)}
+    for name in sorted({*expected, *found}):
         if stated.get(name) != found.get(name):
             what = (
                 "is missing" if name not in found else "was not certified" if name not in stated else "was changed after the export"

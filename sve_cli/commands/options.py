@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 import sys
 from pathlib import Path
@@ -20,5 +21,5 @@ def command_line() -> str:
 
 
 def name_list(values: list[str] | None) -> list[str]:
-    """Repeated options, each of which may hold several names separated by commas."""
-    return [name.strip() for value in values or [] for name in value.split(",") if name.strip()]
+    """Repeated options, each of which may hold several names separated by commas; as in CSV, a name with a comma is quoted."""
+    return [name.strip() for row in csv.reader(values or [], skipinitialspace=True) for name in row if name.strip()]

@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sve_cli.backbone import Backbone, load_backbone
+from sve_cli.certify.verify import NEEDED
 from sve_cli.decisions import Decided, decide
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError
@@ -235,7 +236,7 @@ def _from_hub(name: str) -> Path:
     from sve_cli.workflows.push import reason
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        return Path(snapshot_download(name, allow_patterns=[*(f"*{ending}" for ending in NEEDED), "*.md"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         hint = f"Check the path (paths start at {Path.cwd()}) or the hub id."
         raise SveError(f"There is no folder '{name}', and the hub gave none ({reason(error)}).", hint) from error

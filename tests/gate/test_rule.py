@@ -110,3 +110,5 @@ def test_rounding_is_no_change() -> None:
     seen = Against(0.1 + 0.2, 0.3, 5e-17, 5e-17, 0.0, 300, 0, 0.01, 0.0)
     check = judge_worsening("nll", "lower", GateSpec(slack=0.0), seen, Level(0.95))
     assert check.worsening == 0.0 and math.copysign(1.0, check.worsening) == 1.0 and " is the same (" in check.sentence
+    tiny = judge_worsening("nll", "lower", GateSpec(slack=0.0), replace(seen, value=0.3 + 1e-6), Level(0.95))
+    assert " is the same (" in tiny.sentence, "not: worse by 0.0000"

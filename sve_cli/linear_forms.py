@@ -28,9 +28,7 @@ class _Factored(torch.autograd.Function):
         m, n, _ = x_MNI.shape
         h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
         scaled = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        y_MNO = (_flat(scaled) @ b_OR.t()).view(m, n, -1)
-        if bias_MO is not None:
-            y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        y_MNO = _out(scaled, b_OR, bias_MO)
         ctx.save_for_backward(h_MNR, gain_MR, a_RI, b_OR)
         ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
         return y_MNO
@@ -42,7 +40,7 @@ class _Factored(torch.autograd.Function):
         dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dx = dgain = None
         if ctx.needs_input_grad[3]:
-            dgain = (dh_MNR * h_MNR).sum(1, dtype=_summed_in(gain_MR.dtype)).to(gain_MR.dtype)
+            dgain = _gain_gradient(dh_MNR, h_MNR, gain_MR.dtype)
         if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
             dh_MNR *= gain_MR.unsqueeze(1).to(dh_MNR.dtype)
             dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
@@ -56,6 +54,18 @@ def _flat(x: Tensor) -> Tensor:
 
 def _summed_in(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
+
+
+def _out(scaled_MNR: Tensor, b_OR: Tensor, bias_MO: Tensor | None) -> Tensor:
+    """scaled Bᵀ + bias, (M, N, O)."""
+    y_MNO = (_flat(scaled_MNR) @ b_OR.t()).view(*scaled_MNR.shape[:2], -1)
+    if bias_MO is not None:
+        y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+    return y_MNO
+
+
+def _gain_gradient(dh_MNR: Tensor, h_MNR: Tensor, dtype: torch.dtype) -> Tensor:
+    return (dh_MNR * h_MNR).sum(1, dtype=_summed_in(dtype)).to(dtype)
 
 
 def _bias_gradient(dy_MNO: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -183,7 +193,7 @@ class _Residual(torch.autograd.Function):
         dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dx = dgain = None
         if ctx.needs_input_grad[4]:
-            dgain = (dh_MNR * h_MNR).sum(1, dtype=_summed_in(gain_MR.dtype)).to(gain_MR.dtype)
+            dgain = _gain_gradient(dh_MNR, h_MNR, gain_MR.dtype)
         if ctx.needs_input_grad[0]:
             dh_MNR *= (gain_MR - 1).to(dh_MNR.dtype).unsqueeze(1)
             dx = (_flat(dy_MNO) @ weight_OI).addmm_(_flat(dh_MNR), a_RI).view(*dy_MNO.shape[:2], -1)
@@ -217,9 +227,7 @@ class _Banded(torch.autograd.Function):
         mixed, c = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
         for i, k, to, source in _places(offsets, h_MNR.shape[2]):
             mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to].unsqueeze(-2))
-        y_MNO = (_flat(mixed) @ b_OR.t()).view(m, n, -1)
-        if bias_MO is not None:
-            y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        y_MNO = _out(mixed, b_OR, bias_MO)
         ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR)
         ctx.offsets = offsets
         ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
@@ -230,14 +238,16 @@ class _Banded(torch.autograd.Function):
         h_MNR, gain_MR, c_MKR, a_RI, b_OR = ctx.saved_tensors
         dy_MNO = grads[0].to(b_OR.dtype)
         dmixed_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
-        exact = _summed_in(gain_MR.dtype)
-        dgain = (dmixed_MNR * h_MNR).sum(1, dtype=exact).to(gain_MR.dtype)
-        dh_MNR = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        dc_MKR, c = torch.empty_like(c_MKR), c_MKR.to(h_MNR.dtype)
-        for i, k, to, source in _places(ctx.offsets, h_MNR.shape[2]):
+        dgain = _gain_gradient(dmixed_MNR, h_MNR, gain_MR.dtype)
+        places = list(_places(ctx.offsets, h_MNR.shape[2]))
+        dc_MKR, exact, dx = torch.empty_like(c_MKR), _summed_in(c_MKR.dtype), None
+        for i, k, to, source in places:
             dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
-            dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
-        dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1) if ctx.needs_input_grad[0] else None
+        if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
+            dh_MNR, c = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
+            for i, k, to, source in places:
+                dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
+            dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
         dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[6] else None
         return dx, None, None, dgain, dc_MKR, None, dbias
 

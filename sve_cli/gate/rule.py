@@ -146,7 +146,7 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     kind = "unpaired" if seen.changed is None else "paired"
     interval = "too few samples differ for an interval" if math.isinf(low) else f"interval {shown(low)} to {shown(high)}"
     word = "worse" if worsening > 0 else "better"
-    change = "the same" if abs(worsening) < SAME or shown(abs(worsening)) == shown(0.0) else f"{word} by {shown(abs(worsening))}"
+    change = "the same" if shown(abs(worsening)) == shown(0.0) else f"{word} by {shown(abs(worsening))}"
     verb = "all beyond" if fails else "not all beyond"
     sentence = f"{_label(key)} is {change} ({kind}, {interval}), {verb} the slack of {shown(slack)}."
     return Check(

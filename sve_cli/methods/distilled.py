@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Backbone, Head, Inputs
-from sve_cli.ensemble import Ensemble, FactorSource, MemberHeads, ParameterGroup
+from sve_cli.ensemble import Ensemble, FactorSource, MemberHeads
 from sve_cli.errors import NotExportable
 from sve_cli.methods.low_rank import LowRank
 from sve_cli.methods.matrix import MatrixLinear
@@ -99,8 +99,9 @@ class Student:
 
     def slow_heads(self, share: float) -> None:
         """Train the class head, which starts at the mean, with this share of `head_lr`."""
-        groups = self.ensemble.groups
-        groups[:] = [ParameterGroup("head", g.parameters, lr_scale=share) if g.role == "head" else g for g in groups]
+        for group in self.ensemble.groups:
+            if group.role == "head":
+                group.lr_scale = share
 
     def calibrate(self, temperature: float, line: tuple[float, float]) -> None:
         """Divide the class logits by a temperature, within the head, and set the log-precision's weight and bias."""

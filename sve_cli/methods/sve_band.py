@@ -62,17 +62,18 @@ class BandedLinear(sve.SVELinear):
             [*range(1, shared + 1), *(1 + shared + (m * bands + k) % (self.rank - 1 - shared) for k in range(bands))]
             for m in range(n_members)
         ]
-        self.register_buffer(
-            "unit_MKR", torch.stack([torch.stack([self._unit_R(o) for o in own]) for own in self.offsets]), persistent=False
-        )
+        self.register_buffer("unit_MKR", torch.stack([self._units_KR(own) for own in self.offsets]), persistent=False)
         self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank), requires_grad=bands > 0)
         self.c_SR = nn.Parameter(torch.zeros(shared, self.rank), requires_grad=shared > 0)
 
-    def _unit_R(self, offset: int) -> Tensor:
-        s_R, live_R = self.s_R.double(), self.live_R & self.live_R.roll(-offset)
-        carried_R = self.b_OR.double().norm(dim=0) * self.a_RI.double().norm(dim=1).roll(-offset)
-        unit_R = (s_R * s_R.roll(-offset)).sqrt() / torch.where(live_R, carried_R, 1.0)
-        return torch.where(live_R, unit_R, 0.0).float()
+    def _units_KR(self, offsets: Sequence[int]) -> Tensor:
+        s_R, left_R, right_R = self.s_R.double(), self.b_OR.double().norm(dim=0), self.a_RI.double().norm(dim=1)
+        units = []
+        for offset in offsets:
+            live_R = self.live_R & self.live_R.roll(-offset)
+            carried_R = torch.where(live_R, left_R * right_R.roll(-offset), 1.0)
+            units.append(torch.where(live_R, (s_R * s_R.roll(-offset)).sqrt() / carried_R, 0.0))
+        return torch.stack(units).float()
 
     def bands_MKR(self, members: tuple[int, ...]) -> Tensor:
         """The off-diagonals of these members, as factors of A's rows and B's columns."""

@@ -33,14 +33,14 @@ from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe import learning_rate
 from sve_cli.recipe.spec import TrainSpec
-from sve_cli.rundir import RunDir, atomic_path, file_digest, read_json
+from sve_cli.rundir import RunDir, atomic_path, file_digest
 from sve_cli.samples import Samples
 from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded
 from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line, best_temperature, divergence
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
 from sve_cli.workflows.session import Session
-from sve_cli.workflows.stored import saved_predictions, stored_posthoc
+from sve_cli.workflows.stored import run_aggregate, saved_predictions, stored_posthoc
 from sve_cli.workflows.train import LoopLog, read_checkpoint
 
 FOLDER = "distilled"
@@ -141,18 +141,13 @@ def _settings(session: Session, run: RunDir, options: Options) -> Settings:
         raise SveError(f"--distil-epochs is {epochs}, and the student needs at least one.", "Write for example --distil-epochs 3")
     if not lr > 0:
         raise SveError(f"--distil-lr is {lr}, and a learning rate is above 0.")
-    return Settings(epochs, lr, _calibrated(run, recipe.evaluate.aggregate), options.distil_rows, tuple(options.unlabelled))
+    return Settings(epochs, lr, _calibrated(run), options.distil_rows, tuple(options.unlabelled))
 
 
-def _calibrated(run: RunDir, aggregate: str) -> Calibrated:
+def _calibrated(run: RunDir) -> Calibrated:
     """The temperature and the average of the run's newest evaluation; 1 where none was fitted, or it ended at a bound."""
-    evaluation = next(iter(run.evaluations()), None)
-    if evaluation is None:
-        return Calibrated(1.0, "probs" if aggregate == "weighted" else aggregate)
-    posthoc = stored_posthoc(evaluation)
-    fitted = posthoc.temperature
-    how = str(read_json(evaluation / "report.json")["provenance"].get("aggregate") or posthoc.how(aggregate))
-    return Calibrated(1.0 if fitted is None or fitted.at_bound else fitted.value, how)
+    evaluation, how = next(iter(run.evaluations()), None), run_aggregate(run)
+    return Calibrated(1.0, how) if evaluation is None else Calibrated.fitted(stored_posthoc(evaluation), how)
 
 
 def _train(session: Session, run: RunDir, ensemble: Ensemble, settings: Settings) -> tuple[Student, dict[str, Any]]:

@@ -22,6 +22,7 @@ from sve_cli.metrics.dirichlet import concentrations, mutual_information
 from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.nll import nll
 from sve_cli.ood.detection import auroc_ood
+from sve_cli.posthoc.state import Posthoc
 from sve_cli.prediction import as_predictions, batches_by_length
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, check_seal, file_digest
@@ -40,6 +41,12 @@ class Calibrated:
 
     temperature: float
     aggregate: str
+
+    @classmethod
+    def fitted(cls, posthoc: Posthoc, aggregate: str) -> Calibrated:
+        """With the temperature that an evaluation fitted; 1 where there is none, or it ended at a bound."""
+        found = posthoc.temperature
+        return cls(1.0 if found is None or found.at_bound else found.value, aggregate)
 
     def view(self, predictions: Predictions) -> Aggregated:
         """The ensemble's probabilities and uncertainties on samples."""
@@ -125,9 +132,7 @@ def open_single(path: Path, session: Session) -> Single:
         raise SveError(f"The run '{path}' has no finished evaluation.", f"Make one with: sve evaluate {path}")
     if session.data.test is None or test.ids_N != list(session.data.test.ids_N):
         raise SveError(f"The run '{path}' was tested on other samples than this one.", "Name a run on the same data.")
-    posthoc = stored_posthoc(evaluation)
-    fitted = posthoc.temperature
-    return Single(run.path, test, Calibrated(1.0 if fitted is None or fitted.at_bound else fitted.value, "probs"))
+    return Single(run.path, test, Calibrated.fitted(stored_posthoc(evaluation), "probs"))
 
 
 def compare_systems(

@@ -22,7 +22,7 @@ from sve_cli.workflows import distil
 from sve_cli.workflows.choose_members import best_members
 from sve_cli.workflows.export_results import results_of_run
 from sve_cli.workflows.session import Log, Session, open_session, run_recipe
-from sve_cli.workflows.stored import saved_predictions
+from sve_cli.workflows.stored import saved_predictions, stored_aggregate
 
 EXAMPLES = 8
 
@@ -124,5 +124,4 @@ def _evaluated(run: RunDir) -> tuple[str, str]:
     evaluation = next(iter(run.evaluations()), None)
     if evaluation is None:
         return "", "probs"
-    how = read_json(evaluation / "report.json")["provenance"]["aggregate"]
-    return (evaluation / "posthoc.json").read_text(encoding="utf-8"), str(how)
+    return (evaluation / "posthoc.json").read_text(encoding="utf-8"), stored_aggregate(evaluation)

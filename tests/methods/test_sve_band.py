@@ -109,7 +109,7 @@ def test_a_negligible_direction_is_left_alone(lab: Any) -> None:
     with torch.no_grad():
         linear.s_R[-1] = 0.0
         linear.live_R[-1] = False
-    unit_R = linear._unit_R(1)
+    (unit_R,) = linear._units_KR([1])
     assert unit_R[-1] == unit_R[-2] == 0.0 and bool((unit_R[:-2] > 0).all())
 
 

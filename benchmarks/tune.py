@@ -2,14 +2,15 @@
 
     python benchmarks/tune.py RECIPE VARIANTS OUT.json [key=value …]
 
-Trains every variant once, keeps no run, and adds to OUT.json what is not there yet. The NLL is on the half of the validation split
-that epochs are selected on; no test set is touched.
+Trains every variant once, keeps no run, and adds to OUT.json what is not there yet. The NLL is that of the mean probability of all
+members on the half of the validation split that epochs are selected on; no test set is scored.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sve_cli.errors import SveError
@@ -32,7 +33,8 @@ def main(words: list[str]) -> int:
         overrides = " ".join(line.split())
         if not overrides or overrides in known:
             continue
-        nll, seconds = train_only(load_recipe(recipe, [*shared, *overrides.split()]), Silent())
+        with TemporaryDirectory() as folder:
+            nll, seconds = train_only(load_recipe(recipe, [*shared, *overrides.split()]), Silent(), Path(folder) / "run")
         document["variants"].append({"overrides": overrides, "validation_nll": nll, "seconds": round(seconds, 1)})
         write_json(out, document)
         sys.stdout.write(f"{nll:.4f}  {overrides}\n")

@@ -121,10 +121,13 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     used = {g.method: g for c in cells if (g := searched(c, grids))}
     if used:
         sizes = {len(g.points) for g in used.values()}
-        seconds = sum(g.seconds for g in used.values())
+        minutes = sum(g.seconds for g in used.values()) / 60
+        alone = any(g.members < c.members for c in cells if (g := searched(c, grids)))  # as grids were until they took all members
+        who = "one member" if alone else "all members"
+        beside = "beside the runs" if alone else "with the first seed's runs at the chosen rates"
         notes.append(
             f"Learning rates: {'/'.join(map(str, sorted(sizes)))} points a method, all rates scaled together, lowest validation "
-            f"NLL; the search took {seconds / 60:.1f} minutes in all, beside the runs."
+            f"NLL of {who}; the search took {minutes:.1f} minutes in all, {beside}."
         )
     if any(c.method == "snapshot" for c in cells):
         notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")

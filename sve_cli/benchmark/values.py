@@ -16,7 +16,7 @@ CELL_SCHEMA = "sve-bench-cell/1"
 GRID_SCHEMA = "sve-bench-grid/1"
 TABLE_SCHEMA = "sve-bench/1"
 REFERENCE = "single"  # what costs are relative to
-# One member of these is trained exactly as `single` is, so that one search of learning rates serves all.
+# Stored grids of one member (older than grids of all members): one search of `single` served these too.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
 TRAINED = ("sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone")
 _HIGHER = ("accuracy", "macro_f1", "auroc_ood", "aupr_ood", "aupr_id")

@@ -6,7 +6,8 @@ Resumable: a finished cell is one JSON file, an unfinished run goes on from its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from sve_cli.benchmark import BenchTable, Cell, CellResult, GridPoint, build_tab
 from sve_cli.errors import DivergenceError, SveError
 from sve_cli.recipe import LoadedRecipe
 from sve_cli.registry import RENDERERS
-from sve_cli.rundir import read_json, write_json, write_text
+from sve_cli.rundir import is_complete, read_json, write_json, write_text
 from sve_cli.workflows.bench_cells import Study, flat, local_paths, model_name, rates_of
 from sve_cli.workflows.bench_checks import (
     check_grid,
@@ -62,6 +63,7 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
         best = check_grid(study, method).best
         log.say(f"Learning rates of {method}: × {best.factor:.3g} has the lowest validation NLL ({best.validation_nll:.4f}).")
     cells = study.cells()
+    _drop_losers(study, grids)
     todo = [cell for cell in cells if not is_done(study, cell)]
     log.say(f"{len(cells)} runs: {len(cells) - len(todo)} done, {len(todo)} to train.")
     count = _counted(len(cells), len(cells) - len(todo))
@@ -123,6 +125,17 @@ def _missing(study: Study, method: str) -> list[float]:
     return [factor for factor in study.factors if factor not in tried]
 
 
+def _drop_losers(study: Study, methods: Iterable[str]) -> None:
+    """Remove the searched runs that no cell goes on with: each holds the weights of a whole ensemble."""
+    used = {study.run_folder(c, study.cell_recipe(c, chosen_factor(study, c.method) or 1.0).recipe) for c in study.cells()}
+    for method in methods:
+        cell = study.grid_cell(method)
+        searched = {study.run_folder(cell, study.cell_recipe(cell, factor).recipe) for factor in study.factors}
+        for folder in searched - used:
+            if folder.is_dir() and not is_complete(folder):
+                shutil.rmtree(folder)
+
+
 def _searcher(
     study: Study, method: str, missing: list[float], threads: int, log: Log, count: Iterator[str]
 ) -> Callable[[Crew], None]:
@@ -131,7 +144,9 @@ def _searcher(
         for factor in missing:
             label = f"{method}, learning rates × {factor:.3g}"
             log.say(f"{next(count)} Trying {label}")
-            job = Job("search", study.grid_recipe(method, factor), study.out, study.limit, threads, study.command)
+            cell = study.grid_cell(method)
+            loaded = study.cell_recipe(cell, factor)
+            job = Job("search", loaded, study.run_folder(cell, loaded.recipe), study.limit, threads, study.command)
             try:
                 found = crew.run(job, label)
                 nll = found["validation_nll"] if math.isfinite(found["validation_nll"]) else None

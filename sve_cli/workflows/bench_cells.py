@@ -11,13 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import SEARCHED_AS, Cell, differing_keys, row_name, without_folders
+from sve_cli.benchmark import Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 
-# Members of these cost nothing in training, so that their learning rates are searched with all of them.
-FREE_MEMBERS = ("heads_only", "mc_dropout")
 _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
 RATES = ("train.lr", "train.bias_lr", "train.head_lr")
 _SETS = ("data.ood", "data.ood_near", "data.ood_far")
@@ -76,21 +74,9 @@ class Study:
         loaded = self.load(cell.method, dict(cell.sweep), [f"seed={cell.seed}"])
         return replace(loaded, recipe=_scaled(loaded.recipe, factor))
 
-    def grid_recipe(self, method: str, factor: float) -> LoadedRecipe:
-        """The recipe of one grid point: one member where members cost training time, no OOD sets."""
-        loaded = self.load(method, {})
-        recipe = _scaled(loaded.recipe, factor)
-        if recipe.method.name not in FREE_MEMBERS:
-            recipe = replace(recipe, method=replace(recipe.method, members=1))
-        return replace(loaded, recipe=replace(recipe, data=replace(recipe.data, ood=[])))
-
-    def searched_as(self, method: str) -> str:
-        """The method whose learning-rate search serves this one: its own, unless one member is trained just as another's."""
-        twin = SEARCHED_AS.get(method)
-        if twin is None:
-            return method
-        mine, other = (self.grid_recipe(m, 1.0).recipe for m in (method, twin))
-        return twin if replace(mine, method=replace(mine.method, name=twin)) == other else method
+    def grid_cell(self, method: str) -> Cell:
+        """What learning rates are searched with: all members, the first seed, the recipe as it is without the sweep."""
+        return Cell(method, self.load(method, {}).recipe.seed)
 
     def result_path(self, cell: Cell) -> Path:
         return self.out / f"{file_stem(cell.method, dict(cell.sweep))}-seed{cell.seed}.json"

@@ -78,7 +78,7 @@ def check_grid(study: Study, method: str) -> Grid:
     Raises:
         SveError: it was searched with other settings.
     """
-    path, recipe = study.grid_path(method), study.grid_recipe(method, 1.0).recipe
+    path, recipe = study.grid_path(method), study.cell_recipe(study.grid_cell(method), 1.0).recipe
     known = Grid.load(path) if path.is_file() else Grid(method, recipe.method.members, flat(recipe), [])
     if differing := same_settings(known.recipe, recipe):
         raise SveError(
@@ -109,7 +109,7 @@ def is_done(study: Study, cell: Cell) -> bool:
 
 def searches(study: Study) -> list[str]:
     """The methods whose learning rates are searched."""
-    return list(dict.fromkeys(study.searched_as(method) for method in study.methods)) if len(study.factors) > 1 else []
+    return list(study.methods) if len(study.factors) > 1 else []
 
 
 def chosen_factor(study: Study, method: str) -> float | None:
@@ -120,7 +120,7 @@ def chosen_factor(study: Study, method: str) -> float | None:
     """
     if len(study.factors) == 1:
         return 1.0
-    path = study.grid_path(study.searched_as(method))
+    path = study.grid_path(method)
     grid = Grid.load(path) if path.is_file() else None
     if grid is None or not {*study.factors} <= {p.factor for p in grid.points}:
         return None

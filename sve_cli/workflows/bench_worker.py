@@ -11,11 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sve_cli.errors import DivergenceError, SveError
 from sve_cli.recipe import LoadedRecipe
 from sve_cli.workflows.session import Log
+
+if TYPE_CHECKING:
+    from sve_cli.rundir import RunDir
 
 PRELOAD = ["torch", "timm", "transformers", "sve_cli.workflows.train"]
 SMALLER = "Lower --jobs, train.batch_size and evaluate.batch_size, or raise train.accumulation."
@@ -23,7 +26,7 @@ SMALLER = "Lower --jobs, train.batch_size and evaluate.batch_size, or raise trai
 
 @dataclass(frozen=True)
 class Job:
-    """What the process does: `kind` 'train' (a run in `folder`) or 'search' (validation NLL only)."""
+    """What the process does in `folder`: `kind` 'train' (a whole run) or 'search' (as far as its validation NLL)."""
 
     kind: str
     loaded: LoadedRecipe
@@ -185,15 +188,12 @@ def _train(job: Job, log: Log) -> dict[str, Any]:
     """Train, or go on with what an earlier process left; a finished run is only read."""
     from sve_cli.report import Report
     from sve_cli.rundir import RunDir, read_json
-    from sve_cli.workflows.train import LATEST, train
+    from sve_cli.workflows.train import train
 
     run = RunDir(job.folder)
     if not run.complete:
-        for leftover in job.folder.glob(".*.tmp*"):  # of a process killed before there was a run
-            leftover.unlink()
-        begun = (job.folder / "checkpoints" / LATEST).is_file()
-        resume = RunDir.open(job.folder) if begun else None
-        out = None if begun else job.folder
+        resume = _begun(job.folder)
+        out = None if resume else job.folder
         train(job.loaded, log, out=out, resume=resume, limit=job.limit, overwrite=True, command=job.command)
     report = Report.load(run.evaluations()[-1] / "report.json")  # the first one made
     lock = read_json(run.path / "recipe.lock.json")
@@ -205,6 +205,17 @@ def _train(job: Job, log: Log) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _begun(folder: Path) -> RunDir | None:
+    """The run that an earlier process left there with anything to go on from."""
+    from sve_cli.rundir import RunDir
+    from sve_cli.workflows.train import LATEST, TRAINED
+
+    for leftover in folder.glob(".*.tmp*"):  # of a process killed before there was a run
+        leftover.unlink()
+    begun = (folder / TRAINED).is_file() or (folder / "checkpoints" / LATEST).is_file()
+    return RunDir.open(folder) if begun else None
+
+
 def _rows(run: Any, split: str) -> int:
     import pyarrow.parquet as pq
 
@@ -214,5 +225,5 @@ def _rows(run: Any, split: str) -> int:
 def _search(job: Job, log: Log) -> dict[str, Any]:
     from sve_cli.workflows.train import train_only
 
-    nll, seconds = train_only(job.loaded, log, job.limit)
+    nll, seconds = train_only(job.loaded, log, job.folder, resume=_begun(job.folder), limit=job.limit, command=job.command)
     return {"validation_nll": nll, "seconds": seconds}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
@@ -171,11 +172,7 @@ class Session:
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
             )
-        path = run.path / "ensemble.safetensors"
-        try:
-            state = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
+        state = trained_state(run)
         ensemble = self.build(log_store=False)
         ensemble.load_trained(state)
         return ensemble
@@ -278,3 +275,16 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def trained_state(run: RunDir) -> dict[str, Tensor]:
+    """What a run trained, by name.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = run.path / "ensemble.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import resource
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from sve_cli.report import Report
 from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
 from sve_cli.tasks.common import Encoded
 from sve_cli.workflows.evaluate import evaluate_session
-from sve_cli.workflows.session import Log, Session, Silent, environment, increments, open_session
+from sve_cli.workflows.session import Log, Session, Silent, environment, increments, open_session, trained_state
 
 LATEST = "latest.safetensors"
+TRAINED = "training.json"  # there once the training is over
 
 
 @dataclass(frozen=True)
@@ -61,20 +61,26 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     return Plan(targets, ensemble.parameter_table(), session.backbone.parameter_count(), rows, trainer.total_steps, notes)
 
 
-def train_only(loaded: LoadedRecipe, log: Log, limit: int | None = None) -> tuple[float, float]:
-    """Train a recipe, keep nothing -> (best validation NLL on the selection half, seconds): one point of a search.
+def train_only(
+    loaded: LoadedRecipe, log: Log, out: Path, *, resume: RunDir | None = None, limit: int | None = None, command: str = ""
+) -> tuple[float, float]:
+    """Train a recipe and stop before its evaluation: one point of a search.
+
+    Returns the NLL of the members' mean probability on the selection half of the validation split, and the seconds of training.
+    `train` with `resume` evaluates and finishes the run.
 
     Raises:
         DivergenceError: the loss is not finite.
         SveError: as `train`.
     """
-    session = open_session(loaded.recipe, log, limit, need=("train", "validation"))
-    ensemble = session.build(log_store=False)
-    nothing = training.Checkpointer(lambda tensors, meta: None)
-    with log.progress(total_steps(session, ensemble), "Searching") as advance:
-        fit = _trainer(session, ensemble, log, advance, nothing, LoopLog(None, log, advance, 0)).fit()
-    nll = sum(r["validation_nll"] for r in fit.best) / len(fit.best) if all(r["epoch"] for r in fit.best) else math.inf
-    return nll, fit.seconds
+    session, ensemble, run = _begin(loaded, log, out, resume, limit, True, command)
+    with run.only_writer():
+        _trained(session, ensemble, run, log, command)
+        rows = session.selection_half()
+        logits_MNC = _validator(session, ensemble, rows)(range(ensemble.n_members))
+        mask_NC = None if rows.mask_NC is None else torch.from_numpy(rows.mask_NC)
+        nll = training.mean_nll(torch.from_numpy(logits_MNC), torch.from_numpy(rows.labels_N), mask_NC)
+        return nll, float(read_json(run.path / TRAINED)["seconds"])
 
 
 def train(
@@ -92,6 +98,16 @@ def train(
     Raises:
         SveError: bad recipe, data or checkpoint; divergence; a run that cannot be resumed.
     """
+    session, ensemble, run = _begin(loaded, log, out, resume, limit, overwrite, command)
+    with run.only_writer():
+        _trained(session, ensemble, run, log, command)
+        return run, finish(session, ensemble, run, command)
+
+
+def _begin(
+    loaded: LoadedRecipe, log: Log, out: Path | None, resume: RunDir | None, limit: int | None, overwrite: bool, command: str
+) -> tuple[Session, Ensemble, RunDir]:
+    """Everything opened and checked, the untrained ensemble, and the run's folder."""
     recipe = loaded.recipe
     if resume is not None:
         limit = _resumable(resume)["limit"]
@@ -110,28 +126,37 @@ def train(
     else:
         run = resume
     log.say(f"Run: {run.path}")
-    with run.only_writer():
-        return run, _run(session, ensemble, run, log, command)
+    return session, ensemble, run
 
 
-def _run(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: str) -> Report:
-    """Train, evaluate and seal; everything before this only read."""
-    return finish(session, ensemble, run, _fit(session, ensemble, run, log), command)
+def _trained(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: str) -> None:
+    """Train to the end and store what was trained; a run that got there before is only read."""
+    if (run.path / TRAINED).is_file():
+        log.say("The training was finished before.")
+        ensemble.load_trained(trained_state(run))
+    else:
+        keep(session, ensemble, run, _fit(session, ensemble, run, log), command)
 
 
-def finish(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit, command: str) -> Report:
-    """What follows the training: store the ensemble, evaluate it and seal the run."""
-    recipe = session.recipe
-    _write_ensemble(run, ensemble, recipe)
+def keep(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit, command: str) -> None:
+    """Store the trained ensemble and the facts of its training, which are written last."""
+    _write_ensemble(run, ensemble, session.recipe)
     speed = _speed(session, fit)
     facts = {
         "seconds": round(fit.seconds, 1), **speed, "samples_per_second": round(fit.samples_per_second, 1), "steps": fit.steps,
         "best": fit.best, "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "command": command,
     }  # fmt: skip
-    write_json(run.path / "training.json", facts)
+    write_json(run.path / TRAINED, facts)
+    for leftover in run.path.glob("checkpoints/*"):  # only now: a kill before may need them
+        leftover.unlink()
+
+
+def finish(session: Session, ensemble: Ensemble, run: RunDir, command: str) -> Report:
+    """What follows the training: evaluate the ensemble and seal the run."""
+    recipe = session.recipe
     report = evaluate_session(session, run, ensemble, list(recipe.data.ood), recipe.evaluate, command, training_gap=True)
-    seal(run.path, ["recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", "training.json"])
-    for leftover in [*run.path.glob(".*.tmp*"), *run.path.glob("checkpoints/*")]:  # only now: a kill before may need them
+    seal(run.path, ["recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", TRAINED])
+    for leftover in run.path.glob(".*.tmp*"):
         leftover.unlink()
     return report
 

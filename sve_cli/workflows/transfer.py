@@ -16,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from sve_cli import training
@@ -29,8 +27,8 @@ from sve_cli.recipe import LoadedRecipe, Recipe, digest, to_yaml
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, runs_root, write_json, write_text
 from sve_cli.tasks.common import Encoded
-from sve_cli.workflows.session import Log, Session, open_session, run_recipe
-from sve_cli.workflows.train import LoopLog, finish, lock_of, open_sets, require_place, total_steps
+from sve_cli.workflows.session import Log, Session, open_session, run_recipe, trained_state
+from sve_cli.workflows.train import LoopLog, finish, keep, lock_of, open_sets, require_place, total_steps
 
 HEADS = "heads."
 
@@ -96,14 +94,14 @@ def transfer(
     ensemble = session.build()
     if not ensemble.heads.trainable:
         raise SveError("The task's head is frozen, so that there is nothing to refit.", "Write task.head: new.")
-    load_all_but_heads(ensemble, _trained_state(source), origin.method.members)
+    load_all_but_heads(ensemble, trained_state(source), origin.method.members)
     run = RunDir.create(out or runs_root(), f"{loaded.name}-transfer", digest(recipe), exact=out is not None, overwrite=overwrite)
     write_text(run.path / "recipe.yaml", to_yaml(recipe))
     write_json(run.path / "recipe.lock.json", {**lock, **_origin(source, origin, recipe, lock), "command": command})
     log.say(f"Run: {run.path}")
     with run.only_writer():
-        fit = fit_heads(session, HeadsOfFrozen(ensemble), run, log)
-        return run, finish(session, ensemble, run, fit, command)
+        keep(session, ensemble, run, fit_heads(session, HeadsOfFrozen(ensemble), run, log), command)
+        return run, finish(session, ensemble, run, command)
 
 
 def transferred_recipe(origin: Recipe, wanted: Recipe) -> Recipe:
@@ -125,14 +123,6 @@ def transferred_recipe(origin: Recipe, wanted: Recipe) -> Recipe:
             f"Add model.pooling={pooling[0]} to the command.",
         )
     return replace(wanted, method=replace(origin.method, members=members))
-
-
-def _trained_state(source: RunDir) -> dict[str, Tensor]:
-    path = source.path / "ensemble.safetensors"
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
 
 
 def load_all_but_heads(ensemble: Ensemble, trained: Mapping[str, Tensor], n_trained: int) -> None:

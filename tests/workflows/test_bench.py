@@ -102,7 +102,10 @@ def test_one_file_a_cell_and_a_table_over_them(benched: Path) -> None:
         best = min(points, key=lambda p: p.validation_nll or math.inf)
         assert {c.rates["factor"] for c in own} == {best.factor}
         assert row["notes"][0].startswith(f"learning rates × {best.factor:.3g}")
-    assert grids["sve"].members == 1 and grids["heads_only"].members == 2
+    assert grids["sve"].members == grids["heads_only"].members == 2
+    assert any("NLL of all members; the search took" in note for note in table["notes"])
+    # Of the searched runs only those that a cell went on with are left.
+    assert sorted(p.name for p in (benched / "runs" / "bench" / "out").iterdir()) == sorted(c.run for c in cells)
     assert table["paired"]["reference"] == "sve" and table["paired"]["rows"]["heads_only"]["seeds"] == [0, 1]
     assert table["rows_of_data"] == {"test": 24, "validation": 24}
 
@@ -124,11 +127,11 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same_table(sve: Any
     assert document == json.loads(table)
 
 
-@pytest.mark.parametrize("method", ["sve", "heads_only"])
-def test_a_cell_is_what_sve_train_gives(method: str, sve: Any, benched: Path, tmp_path: Path) -> None:
-    cell = next(c for c in load_cells(benched / "out") if (c.method, c.seed) == (method, 1))
+@pytest.mark.parametrize(("method", "seed"), [("sve", 0), ("sve", 1), ("heads_only", 1)])  # seed 0 was trained by the search
+def test_a_cell_is_what_sve_train_gives(method: str, seed: int, sve: Any, benched: Path, tmp_path: Path) -> None:
+    cell = next(c for c in load_cells(benched / "out") if (c.method, c.seed) == (method, seed))
     rates = [f"train.{name}={rate!r}" for name, rate in cell.rates.items() if name != "factor" and rate is not None]
-    sve("train", "quickstart", *SETTINGS, *LIMIT, f"method.name={method}", "seed=1", *rates, "--out", tmp_path / "alone")
+    sve("train", "quickstart", *SETTINGS, *LIMIT, f"method.name={method}", f"seed={seed}", *rates, "--out", tmp_path / "alone")
     [evaluation] = RunDir(tmp_path / "alone").evaluations()
     report = Report.load(evaluation / "report.json")
     values = {k: v.value for k, v in report.addresses().items() if not k.startswith("members.")}

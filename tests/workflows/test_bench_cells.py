@@ -194,21 +194,15 @@ def test_all_learning_rates_scale_together(study: Study) -> None:
         assert unset.train.lr == pytest.approx(rates_of(replace(own, overrides=()).load(method, {}).recipe)["lr"] / 3, rel=1e-5)
 
 
-def test_a_search_takes_one_member_and_no_ood_sets(study: Study) -> None:
-    for method, members in (("sve", 1), ("deep_ensemble", 1), ("heads_only", 4), ("mc_dropout", 4)):
-        recipe = study.grid_recipe(method, 1.0).recipe
-        assert (recipe.method.members, recipe.data.ood) == (members, [])
-
-
-def test_methods_whose_member_is_one_single_share_its_search(study: Study) -> None:
-    methods = ("deep_ensemble", "snapshot", "single", "sve", "heads_only")
-    own = replace(study, methods=methods, factors=(0.333333, 1.0, 3.0))
-    assert searches(own) == ["single", "sve", "heads_only"]
-    assert searches(replace(own, factors=(1.0,))) == []
-    # A deep ensemble with settings of its own is searched by itself; settings for all leave it with single.
-    assert searches(replace(own, overrides=("deep_ensemble:train.lr=1e-3",))) == ["deep_ensemble", "single", "sve", "heads_only"]
-    assert searches(replace(own, overrides=("train.epochs=1", "method.members=2"))) == ["single", "sve", "heads_only"]
-    assert own.grid_path("single") == study.out / "grid" / "single.json"
+def test_a_search_trains_the_cells_of_the_first_seed(study: Study) -> None:
+    own = replace(study, methods=("sve", "deep_ensemble"), factors=(0.333333, 1.0, 3.0), sweep={"method.members": ["2", "3"]})
+    assert searches(own) == ["sve", "deep_ensemble"] and searches(replace(own, factors=(1.0,))) == []
+    for method in own.methods:
+        recipe = own.cell_recipe(own.grid_cell(method), 3.0).recipe
+        first = next(c for c in replace(own, sweep={}).cells() if c.method == method)
+        assert first.seed == recipe.seed and recipe == own.cell_recipe(first, 3.0).recipe
+        assert (recipe.method.members, recipe.seed) == (4, study.load(method, {}).recipe.seed)  # not swept
+    assert own.grid_path("sve") == study.out / "grid" / "sve.json"
 
 
 def test_the_same_settings_are_known_again_across_versions(study: Study) -> None:

@@ -31,6 +31,7 @@ RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
 REGION = re.compile(r"(<!-- (runs|ood|bench|overview|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
+OOD = "ood"
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
 
 
@@ -149,7 +150,27 @@ def overview_region(folders: str) -> str:
         lines.append([name, seeds, *shown, f"{100 * extra:.2f}"])
     arrows = ["↑" if higher_is_better(k) else "↓" for k in OVERVIEW]
     heads = ["method", "seeds", *(f"{h} {a}" for h, a in zip(HEADS, arrows, strict=True)), "extra parameters %"]
-    return f"Mean over {', '.join(tables)}.\n\n{markdown.table(Table(heads, lines))}\n"
+    means_table = markdown.table(Table(heads, lines))
+    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts([t for t in tables.values() if t.paired])}"
+
+
+def _verdicts(tables: list[BenchTable]) -> str:
+    """On how many tasks each method is better, level and worse than the reference, by the paired intervals."""
+    references = {t.paired["reference"] for t in tables if t.paired}
+    if len(references) != 1:
+        raise SveError(f"The tables of the overview have the references {sorted(references)}.", "Renew them with one --reference.")
+    counts: dict[str, dict[str, list[int]]] = {}
+    for paired in (t.paired for t in tables if t.paired):
+        for name, row in paired["rows"].items():
+            for key, d in row["differences"].items():
+                what = OOD if key.startswith("ood.") else key
+                side = next(k for k, word in enumerate(("B better", "tie", "A better")) if d["verdict"].startswith(word))
+                counts.setdefault(name, {}).setdefault(what, [0, 0, 0])[side] += 1
+    shown = dict(zip((*OVERVIEW[:4], OOD, *OVERVIEW[5:]), HEADS, strict=True))
+    lines = [[name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items()]
+    [reference] = references
+    text = f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`, by the paired 95 % intervals:"
+    return f"{text}\n\n{markdown.table(Table(['method', *shown.values()], lines))}\n"
 
 
 def renewed(text: str) -> str:

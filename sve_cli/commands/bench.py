@@ -28,6 +28,7 @@ def bench(
         list[str] | None, typer.Option(help="An ablation: recipe key and values, like method.members=1,2,4; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: bench/<recipe>.")] = None,
+    reference: Annotated[str | None, typer.Option(help="The row that the paired differences are against; default: sve.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows per split, for a quick try.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs trained at once.")] = 1,
     costs: Annotated[bool, typer.Option(help="Measure FLOPs, training time and latency side by side.")] = True,
@@ -47,7 +48,7 @@ def bench(
     study = Study(
         recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(methods), seeds=seeds,
         sweep=parse_sweep(sweep or []), factors=grid_factors(grid), out=folder, runs=runs_root() / "bench" / folder.absolute().name,
-        limit=limit, command=shown_command(["sve", *sys.argv[1:]]),
+        limit=limit, command=shown_command(["sve", *sys.argv[1:]]), reference=reference,
     )  # fmt: skip
     found = write_table(folder, study, console) if table else run_bench(study, console, jobs, costs)
     show(found, console)

@@ -24,6 +24,7 @@ from sve_cli.workflows.bench_cells import Study, flat, local_paths, model_name, 
 from sve_cli.workflows.bench_checks import (
     check_grid,
     check_place,
+    check_reference,
     check_results,
     check_study,
     chosen_factor,
@@ -84,6 +85,8 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
     cells = load_cells(out)
     if not cells:
         raise SveError(f"There is no finished run in '{out}' to make a table of.", "Run the benchmark without --table first.")
+    if study is not None:
+        check_reference(study, cells)
     stored = out / "paired.json"
     table = build_table(cells, load_grids(out), read_costs(out))
     if study is not None and (found := paired_differences(study, cells, log)):

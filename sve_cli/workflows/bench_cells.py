@@ -32,6 +32,7 @@ class Study:
         out: the folder of the results; runs: the folder of the runs.
         sweep: recipe key -> values as text. factors: of the learning-rate grid; one factor: no search.
         command: as typed, for the record, without folders of this machine.
+        reference: the row that others are compared with; None: `sve`, else `single`, else the first.
     """
 
     recipe: str
@@ -44,6 +45,7 @@ class Study:
     runs: Path
     limit: int | None = None
     command: str = ""
+    reference: str | None = None
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an unfinished benchmark has whole tables of fewer seeds."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def check_study(study: Study) -> None:
     for override in study.overrides:
         split_override(override)
     rows = Counter(file_stem(m, p) for p in study.points() for m in study.methods)
+    check_reference(study, [*study.cells(), *load_cells(study.out)])
     if twice := [stem for stem, n in rows.items() if n > 1]:
         raise SveError(f"Two rows would be called '{twice[0]}'.", "Give the swept files or folders different names.")
     first: Recipe | None = None
@@ -36,6 +38,17 @@ def check_study(study: Study) -> None:
                 f"'{cell.row}' would be trained with another {differing[0]} than '{study.cells()[0].row}'.",
                 "Rows of one table may differ in method.*, their learning rates and weight decay, and in what --sweep names.",
             )
+
+
+def check_reference(study: Study, cells: Sequence[Cell | CellResult]) -> None:
+    """Refuse a reference that is none of the table's rows.
+
+    Raises:
+        SveError: it is none.
+    """
+    known = sorted({cell.row for cell in cells})
+    if study.reference is not None and study.reference not in known:
+        raise SveError(f"--reference '{study.reference}' is no row of this table.", f"Its rows are: {'; '.join(known)}.")
 
 
 def _check_recipe(cell: Cell, recipe: Recipe) -> None:

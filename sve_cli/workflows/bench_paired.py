@@ -25,9 +25,9 @@ BOOTSTRAP = 1000
 def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | None = None) -> dict[str, Any] | None:
     """Every row minus the reference row, over the seeds both have; None where no two rows' runs are at hand.
 
-    The reference is `sve`, else `single`, else the first row. `temperature.` differences compare the temperature-scaled
-    other row with the plain reference: better calibration must hold against that too. A row whose samples cannot be paired
-    with the reference's (other classes, another test set) is left out with a warning.
+    The reference is the study's; unless it names one, it is `sve`, else `single`, else the first row. `temperature.`
+    differences compare the temperature-scaled other row with the plain reference: better calibration must hold against that
+    too. A row whose samples cannot be paired with the reference's (other classes, another test set) is left out with a warning.
     """
     runs: dict[str, dict[int, RunDir]] = {}
     for cell in cells:
@@ -35,7 +35,7 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
             runs.setdefault(cell.row, {})[cell.seed] = run
     if len(runs) < 2:
         return None
-    reference = next((name for name in PREFERRED if name in runs), next(iter(runs)))
+    reference = next((name for name in (study.reference, *PREFERRED) if name in runs), next(iter(runs)))
     rows = {}
     for name, found in runs.items():
         seeds = sorted(found.keys() & runs[reference].keys())

@@ -157,6 +157,8 @@ def test_a_cell_is_what_sve_train_gives(method: str, seed: int, sve: Any, benche
         (["--sweep", ""], "cannot be read"),
         (["--sweep", "seed=1,2"], "--seeds"),
         (["--grid", "2"], "no middle point"),
+        (["--reference", "svo"], "--reference 'svo' is no row of this table"),
+        (["--table", "--reference", "single"], "Its rows are: heads_only; sve."),
         (["--methods", "sve,single", "--sweep", "method.members=1,2"], "single is one network"),
         (["--seeds", "0"], "--seeds"),
     ],
@@ -337,6 +339,11 @@ def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(benched: Path, m
         "With --limit each seed draws rows of its own, unless data.seed is set."
     ]
     assert bench_paired.paired_differences(replace(study, runs=benched / "nowhere"), cells) is None
+    monkeypatch.undo()
+    monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
+    turned = bench_paired.paired_differences(replace(study, reference="heads_only"), cells)
+    assert turned is not None and turned["reference"] == "heads_only"
+    assert turned["rows"]["sve"]["differences"]["nll"]["difference"] == pytest.approx(-keys["nll"]["difference"])
 
 
 def test_ctrl_c_ends_every_process_and_says_how_to_go_on(sve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

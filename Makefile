@@ -33,7 +33,7 @@ quickstart-proof: quickstart
 test: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadscope $(PYTEST_ARGS)
 
 # Real data, fresh processes, wheel: skipped where SVE_DATA_DIR and SVE_TEST_MODELS are not set.
 test-slow: $(STAMP)

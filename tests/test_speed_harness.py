@@ -48,6 +48,7 @@ def tiny(speed: SimpleNamespace, tmp_path_factory: pytest.TempPathFactory) -> di
     return json.loads((out / "speed.json").read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_every_part(tiny: dict[str, Any]) -> None:
     assert tiny["schema"] == "sve-speed/1" and tiny["machine"]["processor"] and tiny["machine"]["threads"] == 1
     assert tiny["roofline"]["triad_gb_per_s"] > 0 and tiny["roofline"]["gemm"]["float32"]["peak_gflops"] > 0

@@ -63,7 +63,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(lab: Any, settings: dict[str, Any
         assert told == (history if k < 4 else history[1:] if k < 9 else [])
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+QUICK = ("sve", "heads_only", "lora_ensemble")  # the others' resumption is a slow check
+
+
+@pytest.mark.parametrize("method", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in METHODS])
 def test_every_method_goes_on_to_the_same_bits(lab: Any, method: str) -> None:
     """From a checkpoint in the middle of every round: whole networks are trained one after another, cycles from each other."""
     settings = {"method": method, "dropout": "checkpoint"}

@@ -85,6 +85,7 @@ def test_ood_sets_are_scored_by_entropy_and_mutual_information(make: Make) -> No
     assert [p.members for p in curves[2].points] == [2, 3], "one member has no mutual information"
 
 
+@pytest.mark.slow
 def test_many_members_are_sampled(make: Make) -> None:
     (curve,) = member_curves(make(n=20, members=9), metrics=["nll"], bootstrap=20)
     assert [(p.subsets, p.every) for p in curve.points] == [

@@ -137,6 +137,7 @@ def test_p_value_of_what_is_no_mean_against_every_swap(make: Make, name: str) ->
     assert row.p_value == pytest.approx(exact, abs=4 * math.sqrt(exact * (1 - exact) / drawn) + 2 / drawn)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["nll", "ece_top1_w15"])
 def test_equal_systems_are_told_apart_in_five_percent_of_data_sets(make: Make, name: str) -> None:
     tests = 200
@@ -297,6 +298,7 @@ def test_auroc_is_compared_on_both_sets(make: Make) -> None:
     assert only(averaged).p_value == rows[0].p_value and only(averaged).low == pytest.approx(rows[0].low)
 
 
+@pytest.mark.slow
 def test_p_value_of_an_auroc_against_every_swap_of_ranks(make: Make) -> None:
     sides = [(make(n=5, seed=s, noise=noise), ood_of(make, 1, s, 4)) for s, noise in ((1, 2.0), (2, 0.2))]
     cool = [replace(p, logits_MNC=p.logits_MNC * np.float32(0.05)) for p in sides[1]]  # its entropies are all near ln 3

@@ -55,6 +55,7 @@ def features(network: torch.nn.Module, samples: Samples) -> np.ndarray:
         return network.forward_head(network.forward_features(inputs), pre_logits=True).numpy()  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_network_opens_with_plain_timm_and_beats_random_weights() -> None:
     assert sum(p.stat().st_size for p in VIT.iterdir()) <= 4 * 2**20 and (VIT / "README.md").is_file()
     data = load_data(DataSpec("digits", classes=KNOWN), "image", seed=0)

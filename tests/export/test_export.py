@@ -63,6 +63,7 @@ def test_every_target_is_certified(make: Make, tmp_path: Path, kind: str) -> Non
     assert results[0][1].versus_ensemble is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("params", [{"train_norms": True}, {"biases": "frozen", "parametrisation": "absolute"}])
 def test_members_with_other_parameters(make: Make, tmp_path: Path, params: dict[str, Any]) -> None:
     for _, certificate in export(make("bert_mean", params=params), tmp_path / "out", ("merged", "averaged")):
@@ -335,6 +336,7 @@ def test_completeness_of_a_text_folder(tmp_path: Path) -> None:
 # The fresh process itself
 
 
+@pytest.mark.slow
 def test_fresh_process(make: Make, tmp_path: Path) -> None:
     results = export(make("bert"), tmp_path / "out", ("merged", "averaged"), [0, 2], reload=in_fresh_process)
     assert len(results) == 3 and all(c.gaps.max_logit_gap <= 1e-4 and c.versions["transformers"] for _, c in results)

@@ -142,6 +142,7 @@ def test_nothing_that_is_left_opens(make: Make, tmp_path: Path, moment: Any) -> 
     assert kill_and_look(make("bert"), tmp_path / "out", targets, moment) == {}
 
 
+@pytest.mark.slow
 def test_the_next_export_removes_it(make: Make, tmp_path: Path) -> None:
     case, out = make("vit"), tmp_path / "out"
     assert kill_and_look(case, out, ("merged",), while_they_are_judged) == {}

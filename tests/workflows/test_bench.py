@@ -221,6 +221,7 @@ def processes_of(folder: Path) -> set[int]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found in /proc")
 def test_killed_in_the_middle_and_repeated_is_as_unbroken(sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ["bench", "quickstart", *SETTINGS, "train.batch_size=2", "--limit", "80", "--methods", "heads_only,sve",
@@ -258,6 +259,7 @@ def test_killed_in_the_middle_and_repeated_is_as_unbroken(sve: Any, tmp_path: Pa
     assert tables[0]["paired"] == tables[1]["paired"]
 
 
+@pytest.mark.slow
 def test_a_point_that_diverges_is_survived_and_a_cell_that_fails_is_named(sve: Any, tmp_path: Path) -> None:
     # Adam moves the heads by about their rate: logits beyond float32 are reached at 3 × this rate, and not at it.
     command = ["bench", "quickstart", *SETTINGS, *LIMIT, "--seeds", "1", "--no-costs", "--out", "out", "--jobs", "2"]
@@ -282,6 +284,7 @@ def test_a_point_that_diverges_is_survived_and_a_cell_that_fails_is_named(sve: A
     assert "heads_only:train.lr=" in sve.err
 
 
+@pytest.mark.slow
 def test_a_sweep_over_seeds_with_its_costs(sve: Any, tmp_path: Path) -> None:
     command = ["bench", "quickstart", *SETTINGS[:-2], "data.ood=[]", *LIMIT, "--methods", "heads_only", "--seeds", "2",
                "--grid", "1", "--sweep", "method.members=1,3", "--out", "out"]  # fmt: skip

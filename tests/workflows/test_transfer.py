@@ -204,6 +204,7 @@ def test_a_transferred_run_is_a_run(sve: Any, trained: Path, tmp_path: Path, mon
     assert all(m["certificate"]["gaps"]["max_logit_gap"] <= 1e-4 for m in certificates)
 
 
+@pytest.mark.slow
 def test_its_recipe_makes_it_again(sve: Any, trained: Path, tmp_path: Path) -> None:
     sve("transfer", trained, *TARGET, "--out", tmp_path / "new")
     sve("transfer", trained, tmp_path / "new" / "recipe.yaml", "--limit", 48, "--out", tmp_path / "again")

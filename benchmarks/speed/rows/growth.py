@@ -24,13 +24,13 @@ def _base(context: Context) -> Shape:
 def members(context: Context) -> dict[str, Any]:
     """Seconds of a step against M."""
     return _curve(
-        context, "members", context.pick([1, 2], [1, 2, 4, 8], [1, 2, 4, 8, 16, 32]), lambda x: float(x), "a straight line"
+        context, "members", context.pick([1, 2], [1, 2, 4], [1, 2, 4, 8, 16, 32]), lambda x: float(x), "a straight line"
     )
 
 
 def tokens(context: Context) -> dict[str, Any]:
     """Seconds of a step against the tokens of a text; attention adds a square."""
-    sizes = context.pick([8, 16], [32, 64, 128, 256], [32, 64, 128, 256, 512])
+    sizes = context.pick([8, 16], [32, 64, 128], [32, 64, 128, 256, 512])
     return _curve(context, "length", sizes, lambda x: float(x), "a straight line plus attention's square")
 
 
@@ -42,7 +42,7 @@ def width(context: Context) -> dict[str, Any]:
 
 def depth(context: Context) -> dict[str, Any]:
     """Seconds of a step against the number of blocks."""
-    return _curve(context, "depth", context.pick([1, 2], [1, 2, 4, 8], [1, 2, 4, 8, 16]), lambda x: float(x), "a straight line")
+    return _curve(context, "depth", context.pick([1, 2], [1, 2, 4], [1, 2, 4, 8, 16]), lambda x: float(x), "a straight line")
 
 
 def _curve(context: Context, key: str, sizes: list[int], scale: Callable[[int], float], theory: str) -> dict[str, Any]:

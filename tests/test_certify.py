@@ -68,7 +68,7 @@ def test_certificate_is_json_and_a_card_section() -> None:
         versus_ensemble=beside, notes=["Note."], versions={"timm": "1.0"},
     )  # fmt: skip
     document = json.loads(json.dumps(certificate.to_json()))
-    assert document["format"] == "sve-certificate/1" and document["gaps"]["max_logit_gap"] == 1e-6 and document["tolerance"] == 1e-4
+    assert document["format"] == "sve-certificate/2" and document["gaps"]["max_logit_gap"] == 1e-6 and document["tolerance"] == 1e-4
     text = certificate.to_markdown()
     parts = ["`sve export R --to averaged`", "timm 1.0", "4 samples of set:test", "Claimed.", "- Note."]
     for part in [*parts, "| averaged | 0.5000 | 1.2500 |", "| ensemble | 0.5000 | 0.7500 |", "| +0.5000 |", "on 75.0% of them"]:

@@ -16,7 +16,7 @@ LAYERS = [
     {"workflows", "console"},
     {"training", "prediction", "scoring", "decisions", "diagnosis", "comparison", "gate", "certify", "plan"},
     {"methods", "tasks", "data", "posthoc", "metrics", "ood", "export", "render", "corruptions"},
-    {"ensemble", "diversity"},
+    {"ensemble", "diversity", "certified"},
     {"linear_forms", "factors", "backbone", "rundir", "foreign"},
     {"recipe", "predictions", "report", "benchmark", "findings", "verdict", "shift", "statistics", "samples"},
     {"registry", "errors", "json_text", "allocator"},

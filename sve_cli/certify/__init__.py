@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from sve_cli.certify.certificate import CERTIFICATE, Certificate, Gaps, compare
+from sve_cli.certify.certificate import Certificate, Gaps, compare
 from sve_cli.certify.export import export_and_certify
 from sve_cli.certify.judge import certify, certify_all
 from sve_cli.certify.process import Answer, Questions, Reload, in_fresh_process
 
 __all__ = [
-    "CERTIFICATE",
     "Answer",
     "Certificate",
     "Gaps",

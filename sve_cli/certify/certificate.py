@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from sve_cli.certified import FORMAT, document_digest
 from sve_cli.errors import CheckFailed
 from sve_cli.export.artifact import TOLERANCE
 from sve_cli.export.card_metadata import Results
@@ -20,8 +21,6 @@ from sve_cli.metrics.ece import ece_top1
 from sve_cli.metrics.nll import nll
 from sve_cli.predictions import Predictions
 
-FORMAT = "sve-certificate/1"
-CERTIFICATE = "certificate.json"
 SCORES = {"accuracy": accuracy, "nll": nll, "ece_top1_w15": ece_top1}
 
 
@@ -31,7 +30,7 @@ class Gaps:
     probability in the others.
 
     Attributes:
-        max_logit_gap: largest |difference| of a logit, over options that exist; of a probability, for artifacts that give those.
+        max_logit_gap: largest |difference| of a logit, over options that exist.
         mean_kl: mean KL(live || artifact) in nats.
         agreement: share of samples with the same most probable class.
         delta: score -> artifact minus live (accuracy, nll, ece_top1_w15); empty without labels.
@@ -62,12 +61,12 @@ class Certificate:
         gap_to_base: largest |logit difference| of the live object to the untrained network with the same head; None where
             that is not known.
         versus_ensemble, versus_member: where the artifact is another thing than the ensemble (the full member): the scores of both
-            on the same samples under their names, `delta` (artifact minus the other), `agreement`, and `mean_kl` from the other
-            to the artifact, in nats.
+            on the same samples under their names, `delta` (artifact minus the other), `agreement`, `mean_kl` from the other
+            to the artifact, in nats, and the ensemble's `temperature` where it is at one.
         notes: what a reader should know.
         classes: class names in the order of the logits.
         facts: what the exporter says besides.
-        files: sha256 of every file of the artifact.
+        files: sha256 of every file of the artifact but its card and this certificate.
         versions: of the libraries that reloaded it.
         command, created: how and when (UTC) it was made.
     """
@@ -92,8 +91,9 @@ class Certificate:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON document."""
-        return {"format": FORMAT, **asdict(self)}
+        """A JSON document, with the digest of the rest of it."""
+        document = {"format": FORMAT, **asdict(self)}
+        return {**document, "digest": document_digest(document)}
 
     def to_markdown(self) -> str:
         """The section of the artifact's card."""
@@ -122,7 +122,8 @@ def _libraries(versions: Mapping[str, str]) -> str:
 
 def _versus_lines(kind: str, other: str, found: Mapping[str, Any], n: int) -> list[str]:
     name = "full member" if other == "member" else other
-    lines = [f"Beside the {name}, on the same {n} samples:", "", "| | accuracy | NLL | ECE |", "|---|---|---|---|"]
+    at = f" at its temperature {found['temperature']:.4g}" if "temperature" in found else ""
+    lines = [f"Beside the {name}{at}, on the same {n} samples:", "", "| | accuracy | NLL | ECE |", "|---|---|---|---|"]
     for row, key in ((kind, kind), (name, other)):
         values = found.get(key) or dict.fromkeys(SCORES, float("nan"))
         lines.append(f"| {row} | " + " | ".join(f"{values[score]:.4f}" for score in SCORES) + " |")

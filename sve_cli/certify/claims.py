@@ -64,7 +64,8 @@ def _members(live: Live, of: Callable[[int], np.ndarray]) -> np.ndarray:
 def _mixture(live: Live, logits_MNC: np.ndarray) -> Outputs:
     """What a whole ensemble in one graph puts out; entropies in nats."""
     view = aggregate(live.predictions(logits_MNC))
-    return {"probabilities": view.probs_NC, "entropy": view.entropy_N, "mutual_information": view.mutual_information_N}
+    entropies = {"entropy": view.entropy_N, "mutual_information": view.mutual_information_N}
+    return {"logits": logits_MNC, "probabilities": view.probs_NC, **entropies}
 
 
 def _member_sentence(artifact: Artifact) -> str:
@@ -115,7 +116,7 @@ CLAIMS: dict[str, Claim] = {
     ),
     "ensemble": Claim(
         lambda live, a: _mixture(live, _members(live, live.member)),
-        lambda a: "Compared with the whole ensemble: mean probability, entropy and mutual information over its members.",
+        lambda a: "Compared with the whole ensemble: its members' logits, their mean probability, entropy, mutual information.",
         lambda live, a: _mixture(live, _members(live, live.base)),
     ),
     "live": Claim(

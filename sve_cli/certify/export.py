@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sve_cli.certify.certificate import CERTIFICATE, Certificate, results_of
+from sve_cli.certified import CERTIFICATE
+from sve_cli.certify.certificate import Certificate, results_of
 from sve_cli.certify.judge import SAMPLES, certify_all
 from sve_cli.certify.process import Reload, in_fresh_process
 from sve_cli.certify.staging import held_entries, staging_folder

@@ -14,22 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from sve_cli.certify.certificate import CERTIFICATE, Certificate, Gaps, beside, compare, logit_gap
+from sve_cli.certified import file_digests
+from sve_cli.certify.certificate import Certificate, Gaps, beside, compare, logit_gap
 from sve_cli.certify.claims import Outputs, claim_of
 from sve_cli.certify.live import Live
 from sve_cli.certify.process import Answer, Questions, Reload, in_fresh_process, questions
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckFailed, SveError
-from sve_cli.export.artifact import CARD, Artifact, Target
+from sve_cli.export.artifact import Artifact, Target
 from sve_cli.export.complete import REPORT
+from sve_cli.metrics.aggregate import aggregate
 from sve_cli.predictions import Predictions
 from sve_cli.registry import EXPORTERS
-from sve_cli.rundir import file_digest
 from sve_cli.samples import Samples
 from sve_cli.tasks.common import Task
 
 SAMPLES = 64
-LEAST_PROBABILITY = 1e-30  # so that a probability of 0 has a logarithm
 
 
 def certify(
@@ -80,7 +80,7 @@ def _judge(artifact: Artifact, answer: Answer, asked: Questions, live: Live, com
     if answer.classes != asked.classes:
         detail = _first_difference(answer.classes, asked.classes)
         raise CheckFailed(f"The export '{name}' names other classes than the run: {detail}.", REPORT)
-    expected = claim.outputs(live, artifact)
+    expected = _with_what_follows(claim.outputs(live, artifact), answer.outputs, live)
     gaps = _gaps(name, live, expected, answer.outputs)
     if not gaps.worst <= artifact.tolerance:
         what = "logits" if gaps.worst == gaps.max_logit_gap else max(gaps.outputs, key=lambda k: gaps.outputs[k])
@@ -90,12 +90,14 @@ def _judge(artifact: Artifact, answer: Answer, asked: Questions, live: Live, com
             + _looks_like(answer, artifact, live),
             "Nothing was exported.",
         )
-    base_gap = None if claim.base is None else _largest(expected, claim.base(live, artifact), live)
+    base_gap = None if claim.base is None else _largest(claim.base(live, artifact), expected, live)
     notes = list(asked.notes)
     if base_gap is not None and base_gap <= artifact.tolerance:
         notes.append("Its network computes the same as the untrained checkpoint; at most the head differs.")
     mine = _predictions(live, expected)
     versus = {key: beside(artifact.kind, mine, key, _other(live, artifact, key)) for key in artifact.versus}
+    if artifact.calibrated[0] != 1.0 and "ensemble" in versus:
+        versus["ensemble"]["temperature"] = artifact.calibrated[0]
     return Certificate(
         kind=artifact.kind,
         member=artifact.member,
@@ -124,27 +126,28 @@ def _gaps(name: str, live: Live, expected: Outputs, found: Outputs) -> Gaps:
     Raises:
         CheckFailed: an output is missing, of another shape, or not finite.
     """
-    absent = sorted(expected.keys() - found.keys())
+    absent, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     if absent:
         raise CheckFailed(f"The export '{name}' does not put out '{absent[0]}'.", REPORT)
-    if "logits" in expected:
-        gaps = compare(_predictions(live, expected), found["logits"])
-    else:
-        if not np.isfinite(found["probabilities"]).all():
-            raise CheckFailed("The export gives probabilities that are not finite.")
-        gaps = compare(_predictions(live, expected), _logarithm(found["probabilities"]))
-        gaps = replace(gaps, max_logit_gap=_gap(expected["probabilities"], found["probabilities"], live))
-    others = {key: _gap(expected[key], found[key], live) for key in sorted(expected) if key not in ("logits", "probabilities")}
-    return replace(gaps, outputs=others)
+    if unknown:
+        raise CheckFailed(f"The export '{name}' puts out '{unknown[0]}', which nothing is compared with.", REPORT)
+    gaps = compare(_predictions(live, expected), found["logits"])
+    return replace(gaps, outputs={key: _gap(expected[key], found[key], live) for key in sorted(expected) if key != "logits"})
+
+
+def _with_what_follows(expected: Outputs, found: Outputs, live: Live) -> Outputs:
+    """With the probabilities and the entropy (in nats) of one network's logits, where the artifact puts them out too."""
+    also = ({"probabilities", "entropy"} & found.keys()) - expected.keys()
+    if not also:
+        return expected
+    view = aggregate(_predictions(live, expected))
+    of_logits = {"probabilities": view.probs_NC, "entropy": view.entropy_N}
+    return {**expected, **{name: of_logits[name] for name in also}}
 
 
 def _predictions(live: Live, outputs: Outputs) -> Predictions:
-    logits = outputs["logits"] if "logits" in outputs else _logarithm(outputs["probabilities"])
+    logits = outputs["logits"]
     return live.predictions(logits[None] if logits.ndim == 2 else logits)
-
-
-def _logarithm(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(probabilities.astype(np.float64), LEAST_PROBABILITY)).astype(np.float32)
 
 
 def _gap(a: np.ndarray, b: np.ndarray, live: Live) -> float:
@@ -161,15 +164,14 @@ def _largest(a: Outputs, b: Outputs, live: Live) -> float:
 
 
 def _other(live: Live, artifact: Artifact, key: str) -> Predictions:
-    """What an artifact is shown beside: all members, or its own in full."""
+    """What an artifact is shown beside: all members (as it says they are calibrated), or its own in full."""
     members = list(range(live.ensemble.n_members)) if key == "ensemble" or artifact.member is None else [artifact.member]
-    return live.predictions(np.stack([live.member(m) for m in members]))
-
-
-def file_digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file of an artifact, but for its card and its certificate, which are written later."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in (CARD, CERTIFICATE))
-    return {p.relative_to(folder).as_posix(): file_digest(p) for p in files}
+    found = live.predictions(np.stack([live.member(m) for m in members]))
+    temperature, how = artifact.calibrated
+    if key != "ensemble" or (temperature == 1.0 and how == "probs"):
+        return found
+    view = aggregate(replace(found, logits_MNC=found.logits_MNC / temperature), how)
+    return live.predictions(np.where(view.exists_NC, view.log_probs_NC, 0)[None].astype(np.float32))
 
 
 def _first_difference(found: Sequence[str], expected: Sequence[str]) -> str:

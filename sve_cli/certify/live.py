@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from sve_cli.backbone import Head
 from sve_cli.backbone.weights import round_parameters
-from sve_cli.ensemble import Ensemble
-from sve_cli.errors import NotExportable
+from sve_cli.ensemble import Ensemble, MemberLinear
 from sve_cli.export.artifact import LiveOutputs
 from sve_cli.methods.sve import SVELinear
 from sve_cli.predictions import Predictions
@@ -83,23 +82,14 @@ class Live:
         return network, Head(weight_CF, bias_C, self.ensemble.classes)
 
     def member_cut(self, m: int, ranks: Mapping[str, int]) -> np.ndarray:
-        """Logits (N, C) of member m, of whose change of each layer only the `ranks[layer]` largest |s_m - S| are kept.
+        """Logits (N, C) of member m, of whose change of each layer only the `ranks[layer]` largest directions are kept.
 
         Biases, norms and head are the member's in full; a layer that is not named in `ranks` is the checkpoint's.
-
-        Raises:
-            NotExportable: a layer that does not train singular values alone.
         """
         network = self.ensemble.member_network(m)
         for linear in self.ensemble.member_linears():
-            if type(linear) is not SVELinear:
-                raise NotExportable(f"The layer '{linear.view.name}' is more than singular values, so it cannot be cut by rank.")
             with torch.no_grad():
-                gain_R = linear.gain_MR((m,))[0]
-                change_R = ((gain_R - 1) * linear.s_R).double()
-                kept = change_R.abs().argsort(descending=True, stable=True)[: ranks.get(linear.view.name, 0)]
-                a_KI, b_OK = linear.a_RI[kept].double(), linear.b_OR[:, kept].double()
-                weight_OI = linear.weight_OI.double() + (b_OK * (gain_R[kept].double() - 1)) @ a_KI
+                weight_OI = linear.weight_OI.double() + _largest(linear, m, ranks.get(linear.view.name, 0))
             module = network.get_submodule(linear.view.name)
             module.weight = nn.Parameter(linear.view.to_native(weight_OI.float()), requires_grad=False)
         return self._with_head(self._features(network), self._head(m))
@@ -146,3 +136,14 @@ class Live:
         bias_C = None if head.bias_C is None else head.bias_C.float()
         with torch.inference_mode():
             return torch.nn.functional.linear(features_NF.float(), head.weight_CF.float(), bias_C).float().cpu().numpy()
+
+
+def _largest(linear: MemberLinear, m: int, k: int) -> Tensor:
+    """The best approximation of rank k of W_m - W (O, I): the k largest |s_m - S| where only singular values train."""
+    if type(linear) is SVELinear:
+        gain_R = linear.gain_MR((m,))[0]
+        change_R = ((gain_R - 1) * linear.s_R).double()
+        kept = change_R.abs().argsort(descending=True, stable=True)[:k]
+        return (linear.b_OR[:, kept].double() * (gain_R[kept].double() - 1)) @ linear.a_RI[kept].double()
+    left_OR, size_R, right_RI = torch.linalg.svd(linear.merged(m)[0].double() - linear.weight_OI.double(), full_matrices=False)
+    return (left_OR[:, :k] * size_R[:k]) @ right_RI[:k]

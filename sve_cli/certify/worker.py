@@ -7,7 +7,7 @@ Run as `python worker.py REQUEST.json`; the request:
     texts, pairs | images (paths) | prompts (text, or token ids) with letter_ids: the inputs.
 
 A reloader's `answer(folder, asked)` gives (outputs, found). Outputs, by name: `logits` (N, C), or (M, N, C) for an artifact that
-is a whole ensemble; or what the artifact puts out instead, such as `probabilities` (N, C), `entropy` (N,),
+is a whole ensemble, and everything else that the artifact puts out, such as `probabilities` (N, C), `entropy` (N,),
 `mutual_information` (N,). Found: `classes`, the class names as the artifact itself states them (for prompts: the tokens of
 `letter_ids`); `missing`, weights that it lacks or does not use; `versions` of the libraries.
 

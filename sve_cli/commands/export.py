@@ -135,7 +135,7 @@ def _push(folders: list[Path], repository: str | None, console: Console, public:
 
 
 def _verify(folder: Path, repository: str | None, public: bool, as_json: bool) -> None:
-    from sve_cli.certify.verify import verify
+    from sve_cli.certified import verify
 
     console = Console(json_mode=as_json)
     try:

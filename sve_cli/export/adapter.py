@@ -12,7 +12,6 @@ Shapes: M members, O out, I in, R rank.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sve_cli.certified import document_digest
 from sve_cli.ensemble import Ensemble, keyed_generator
 from sve_cli.errors import CheckpointError, NotExportable
 from sve_cli.export.artifact import Artifact, Source, Target, write_card
@@ -197,11 +197,6 @@ def read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors behind a prefix, by their own names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def document_digest(document: Mapping[str, Any]) -> str:
-    """sha256 of a JSON document, whatever its layout."""
-    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
 def check(folder: Path, text: bool) -> None:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Inputs, Late, Writing
+from sve_cli.certified import CARD
 from sve_cli.ensemble import Ensemble, FactorSource
 from sve_cli.errors import NotExportable
 from sve_cli.export.card import card
 from sve_cli.export.complete import require_complete
 from sve_cli.recipe import Recipe
 
-CARD = "README.md"
 TOLERANCE = 1e-4  # largest logit gap in float32
 TOLERANCE_BF16 = 2e-2  # against the same object with its parameters rounded to bfloat16
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}  # --dtype -> what parameters are rounded to
@@ -47,6 +47,8 @@ class Artifact:
         reloader: what opens it in the fresh process; a file of `certify/reloaders/`.
         tolerance: largest |difference| of a logit (and of any other output) that is allowed.
         versus: what its scores are shown beside: "ensemble", "member".
+        calibrated: of the ensemble it is shown beside: what logits are divided by, and how members are taken together, as
+            `evaluate.aggregate`.
         facts: what the certificate should say besides; plain JSON values.
         live: claim "live" only: the live object itself, inputs -> outputs by name.
     """
@@ -59,6 +61,7 @@ class Artifact:
     reloader: str = "plain"
     tolerance: float = TOLERANCE
     versus: tuple[str, ...] = ()
+    calibrated: tuple[float, str] = (1.0, "probs")
     facts: dict[str, Any] = field(default_factory=dict)
     live: LiveOutputs | None = field(default=None, repr=False, compare=False)
 

@@ -11,7 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData, metadata_load, try_to_loa
 from yaml import YAMLError
 
 from sve_cli.backbone import Backbone, locate
-from sve_cli.export.artifact import CARD, Artifact, Source
+from sve_cli.certified import CARD
+from sve_cli.export.artifact import Artifact, Source
 from sve_cli.export.card import base_name
 
 PIPELINES = {

@@ -39,6 +39,7 @@ class Prepared(Protocol):
     live: LiveOutputs
     facts: dict[str, Any]
     lines: str
+    calibrated: tuple[float, str]
 
 
 def export_distilled(source: Source, folder: Path) -> list[Artifact]:
@@ -53,7 +54,7 @@ def export_distilled(source: Source, folder: Path) -> list[Artifact]:
     backbone, student = source.ensemble.backbone, prepared.student
     artifact = Artifact(
         "distilled", folder / "distilled", None, backbone.loads_with, claim="live", reloader="distilled", versus=("ensemble",),
-        facts=prepared.facts, live=prepared.live,
+        calibrated=prepared.calibrated, facts=prepared.facts, live=prepared.live,
     )  # fmt: skip
     write_student(backbone, student, artifact.path, source.ensemble.classes)
     what = (
@@ -75,16 +76,17 @@ def write_student(backbone: Backbone, student: TrainedStudent, folder: Path, cla
 
 def evidence_usage(backbone: Backbone) -> str:
     """Lines of Python that follow those of `card.usage`: entropy and mutual information from the logits."""
-    rows = "logits"
+    rows = ""
     if "SentenceTransformer" in backbone.loads_with:
-        rows = "torch.tensor(logits)"
+        rows = "logits = torch.tensor(logits)\n"
     elif "AutoModelForCausalLM" in backbone.loads_with:
-        rows = 'logits[[tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")]].unsqueeze(0)  # of the options there are'
+        letters = 'tokenizer.convert_tokens_to_ids(t) for t in ("A", "B")'
+        rows = f"logits = logits[[{letters}]].unsqueeze(0)  # of the options there are\n"
     return (
         "# Uncertainty in nats: a Dirichlet with mean p and precision exp(a).\n"
         "import torch\n"
         "from safetensors.torch import load_file\n"
-        f"logits = {rows}\n"
+        f"{rows}"
         f'evidence = load_file("FOLDER/{EVIDENCE}")\n'
         "p = torch.softmax(logits.double(), -1)\n"
         "entropy = torch.special.entr(p).sum(-1)\n"

@@ -2,6 +2,7 @@
 
 W_m - W = Σ_r Δσ_r u_r v_rᵀ, so that the k largest |Δσ| of a layer are its adapter of rank k: lora_B = U_k diag(Δσ_k) and
 lora_A = V_kᵀ (one of the two also carries the singular values where the basis is stored that way; their product is the same).
+Where more than singular values trains, U, Δσ and V are those of W_m - W itself; a LoRA ensemble's have its own rank.
 lora_alpha equals r in every layer, so that peft's factor is exactly 1. Member biases are the biases of lora_B (`lora_bias`),
 which peft adds to the checkpoint's own; heads and norms are whole modules (`modules_to_save`).
 
@@ -56,7 +57,7 @@ def export_lora(source: Source, folder: Path) -> list[Artifact]:
     """Write `folder/lora-<m>/` for each member asked for.
 
     Raises:
-        NotExportable: the members are no changes of singular values, or peft has no such layer or checkpoint.
+        NotExportable: the members are whole networks or change no layer, or peft has no such layer or checkpoint.
         SveError: --rank says no rank, or no serving rank is large enough.
     """
     refuse_others(source)

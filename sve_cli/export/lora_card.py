@@ -42,8 +42,8 @@ def what_it_is(member: int, n_members: int, facts: Mapping[str, Any]) -> str:
     servers = f" It uses peft's {', '.join(needs)}, which not every server supports (see docs/export_lora.md)." if needs else ""
     return (
         f"Member {member} of an ensemble of {n_members} as a LoRA adapter of rank {facts['rank']} on the unchanged checkpoint: the "
-        f"largest changes of its singular values. {lost} One member is not the ensemble: the ensemble's accuracy, calibration and "
-        f"uncertainty come from averaging the probabilities of all members.{servers}"
+        f"largest directions of its change of each layer. {lost} One member is not the ensemble: the ensemble's accuracy, "
+        f"calibration and uncertainty come from averaging the probabilities of all members.{servers}"
     )
 
 

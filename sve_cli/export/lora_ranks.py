@@ -1,7 +1,8 @@
 """How many directions of a member's change a LoRA adapter keeps in each layer.
 
 A member of SVE is W + Σ_r Δσ_r u_r v_rᵀ, so its best approximation of rank k keeps the k largest |Δσ|; no further
-decomposition is needed. Shapes: O out, I in, R rank, B batch, C classes.
+decomposition is needed. Other methods' changes are decomposed (`MemberLinear.directions`).
+Shapes: O out, I in, R rank, B batch, C classes.
 """
 
 from __future__ import annotations
@@ -53,15 +54,14 @@ def member_directions(ensemble: Ensemble, member: int) -> dict[str, Directions]:
     """Layer -> what this member adds there.
 
     Raises:
-        NotExportable: a layer whose change is more than singular values, or no layer changes at all.
+        NotExportable: a layer whose change has no directions, or no layer changes at all.
     """
     found = {}
     for linear in ensemble.member_linears():
         parts = linear.directions(member)
         if parts is None:
             raise NotExportable(
-                f"The members change the layer '{linear.view.name}' by more than its singular values, so that there are no "
-                "directions to keep.",
+                f"The change of the layer '{linear.view.name}' has no directions that an adapter could keep.",
                 "Use --to merged.",
             )
         found[linear.view.name] = Directions(linear.view, linear.weight_OI, *parts)

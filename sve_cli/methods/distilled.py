@@ -25,7 +25,7 @@ from sve_cli.methods.member_norms import MemberNorm
 from sve_cli.methods.sve import SVELinear
 from sve_cli.methods.sve_band import BandedLinear
 from sve_cli.recipe.spec import MethodSpec
-from sve_cli.registry import METHODS
+from sve_cli.registry import METHODS, ONE_NETWORK
 
 LOG_PRECISION = "log precision"
 LEAST_ENTROPY = 1e-3  # nats, added to the entropy before its logarithm
@@ -41,9 +41,10 @@ def require_distillable(method: str, n_members: int) -> None:
         NotExportable: members whose parameters have no meaningful mean, or one member only.
     """
     if method not in FAMILIES:
+        several = [m for m in FAMILIES if m not in ONE_NETWORK]
         raise NotExportable(
             f"The members of {method} have no meaningful mean to start a distilled network from.",
-            f"Distil a run of {', '.join(FAMILIES[:-1])} or {FAMILIES[-1]}, or export merged members.",
+            f"Distil a run of {', '.join(several[:-1])} or {several[-1]}, or export merged members.",
         )
     if n_members < 2:
         raise NotExportable(

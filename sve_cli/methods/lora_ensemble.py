@@ -66,6 +66,9 @@ class LoraLinear(MatrixLinear):
         with torch.no_grad():
             return self.weight_OI + self.lora.delta_OI(member), self.plain_bias(member)
 
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.lora.directions(member)
+
 
 class LoraEnsemble:
     """The method's registry entry."""

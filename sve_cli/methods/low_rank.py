@@ -87,6 +87,13 @@ class LowRank(nn.Module):
         """scale · B A of one member, float32, detached."""
         return self.scale * (self.B_MOR[member].detach().float() @ self.A_MRI[member].detach().float())
 
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor]:
+        """(left_OR, right_RI, size_R) of one member: the singular vectors of scale · B A, from its two thin factors, float64."""
+        b_OR, a_RI = self.scale * self.B_MOR[member].detach().double(), self.A_MRI[member].detach().double()
+        (left_OR, core_b), (right_IR, core_a) = torch.linalg.qr(b_OR), torch.linalg.qr(a_RI.T)
+        u, size_R, vt = torch.linalg.svd(core_b @ core_a.T)
+        return (left_OR @ u) * size_R, vt @ right_IR.T, size_R
+
 
 def add_lora_group(ensemble: Ensemble, lr_scale: float = 1.0) -> None:
     """Declare the low-rank updates of all layers as trained, at `lr_scale` times the method's learning rate."""

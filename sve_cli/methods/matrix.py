@@ -76,6 +76,12 @@ class MatrixLinear(MemberLinear):
             return self.view.bias
         return self.bias_MO.detach().mean(0) if member is None or self.shares_bias else self.bias_MO[member].detach()
 
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The singular vectors of W_m - W, from a decomposition of its own (float64): the best cut at every rank."""
+        change_OI = self.merged(member)[0].double() - self.weight_OI.double()
+        left_OR, size_R, right_RI = torch.linalg.svd(change_OI, full_matrices=False)
+        return left_OR * size_R, right_RI, size_R
+
     def averaged(self) -> tuple[Tensor, Tensor | None]:
         """The mean of the members' defined matrices, and of their biases."""
         total_OI = self.merged(0)[0]

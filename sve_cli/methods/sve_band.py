@@ -23,7 +23,7 @@ from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGro
 from sve_cli.errors import SveError
 from sve_cli.factors import Factors
 from sve_cli.methods import sve
-from sve_cli.methods.matrix import BIASES, Biases, pick
+from sve_cli.methods.matrix import BIASES, Biases, MatrixLinear, pick
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -104,8 +104,8 @@ class BandedLinear(sve.SVELinear):
             a_RI, b_OR = self.a_RI.double(), self.b_OR.double()
             return super().change(member, z_I) + b_OR @ self._crossed(member, a_RI @ z_I.double())
 
-    def directions(self, member: int) -> None:
-        return None  # an off-diagonal joins two directions: the largest |Δσ| are not the largest changes
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        return MatrixLinear.directions(self, member)  # an off-diagonal joins two directions: those of Σ are no longer its own
 
 
 class SveBand:

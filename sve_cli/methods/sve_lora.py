@@ -19,6 +19,7 @@ from sve_cli.factors import Factors
 from sve_cli.methods import sve
 from sve_cli.methods.lora_ensemble import LoraLinear
 from sve_cli.methods.low_rank import LowRank, LowRankSettings, add_lora_group
+from sve_cli.methods.matrix import MatrixLinear
 from sve_cli.recipe.spec import MethodSpec, doc
 
 _CHOICE = "auto (those of method.targets), none, or whatever method.targets may say"
@@ -63,8 +64,8 @@ class HybridLinear(sve.SVELinear):
     def change(self, member: int, z_I: Tensor) -> Tensor:
         return super().change(member, z_I) + self.lora.delta_OI(member).double() @ z_I.double()
 
-    def directions(self, member: int) -> None:
-        return None  # the update's directions are not those of Σ
+    def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor] | None:
+        return MatrixLinear.directions(self, member)  # the update's directions are not those of Σ
 
 
 class SveLora:

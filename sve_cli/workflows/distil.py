@@ -55,12 +55,14 @@ class Distilled:
         live: inputs -> logits, log_precision, entropy, mutual_information of the live student.
         facts: plain values for the certificate.
         lines: Markdown for the card.
+        calibrated: temperature and average of the ensemble that it stands for.
     """
 
     student: Student
     live: LiveOutputs
     facts: dict[str, Any]
     lines: str
+    calibrated: tuple[float, str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,8 @@ def prepare(session: Session, run: RunDir, ensemble: Ensemble, options: Options)
         student, facts = _train(session, run, ensemble, settings)
     table = compare_systems(session, run, ensemble, student, settings.calibrated, single, notes)
     live = live_outputs(student, session.task.modality != "multiple_choice")
-    return Distilled(student, live, {**facts, **table.facts()}, _lines(facts, table.to_markdown()))
+    calibrated = (settings.calibrated.temperature, settings.calibrated.aggregate)
+    return Distilled(student, live, {**facts, **table.facts()}, _lines(facts, table.to_markdown()), calibrated)
 
 
 def live_outputs(student: Student, same_options: bool = True) -> LiveOutputs:

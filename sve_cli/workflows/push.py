@@ -11,10 +11,8 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ge
 from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import validate_repo_id
 
-from sve_cli.certify.certificate import CERTIFICATE
-from sve_cli.certify.verify import verify
+from sve_cli.certified import CARD, CERTIFICATE, verify
 from sve_cli.errors import SveError
-from sve_cli.export.artifact import CARD
 from sve_cli.workflows.session import Log
 
 ATTRIBUTES = ".gitattributes"  # what the hub puts into an empty repository

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sve_cli.backbone import Backbone, load_backbone
-from sve_cli.certify.verify import NEEDED
+from sve_cli.certified import NEEDED
 from sve_cli.decisions import Decided, decide
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckpointError, SveError

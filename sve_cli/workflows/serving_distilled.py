@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sve_cli.backbone import load_backbone
-from sve_cli.certify.verify import verify
+from sve_cli.certified import verify
 from sve_cli.errors import CheckFailed, CheckpointError
 from sve_cli.export.distilled import EVIDENCE, EVIDENCE_FORMAT
 from sve_cli.methods.distilled import log_entropy

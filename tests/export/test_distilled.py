@@ -17,12 +17,15 @@ from safetensors.torch import load_file, save_file
 
 import sve_cli
 from sve_cli.certify import Certificate
+from sve_cli.certify.live import Live
 from sve_cli.errors import CheckFailed, NotExportable, SveError
 from sve_cli.export import Artifact
 from sve_cli.export import distilled as target
 from sve_cli.export.card import usage
 from sve_cli.factors import FactorStore
 from sve_cli.methods.distilled import Student, build_student
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.metrics.nll import nll
 from sve_cli.workflows.distil import live_outputs
 
 Make = Callable[..., Any]
@@ -36,6 +39,7 @@ class Prepared:
     live: Any
     facts: dict[str, Any] = field(default_factory=lambda: {"distillation": {"epochs": 1}})
     lines: str = "Trained for 1 epoch."
+    calibrated: tuple[float, str] = (1.0, "probs")
 
 
 def student_of(case: Any, cache: Path, seed: int = 5) -> Student:
@@ -49,10 +53,10 @@ def student_of(case: Any, cache: Path, seed: int = 5) -> Student:
     return student
 
 
-def export(case: Any, tmp_path: Path, student: Student | None = None) -> tuple[Artifact, Certificate]:
+def export(case: Any, tmp_path: Path, student: Student | None = None, **prepared: Any) -> tuple[Artifact, Certificate]:
     made = student or student_of(case, tmp_path / "factors")
     live = live_outputs(made, case.task.modality != "multiple_choice")
-    source = replace(case.source_of(), prepared={"distilled": Prepared(made, live)})
+    source = replace(case.source_of(), prepared={"distilled": Prepared(made, live, **prepared)})
     case.source_of = lambda members: source
     return case.export(tmp_path / "out", ("distilled",))[0]  # type: ignore[no-any-return]
 
@@ -67,6 +71,17 @@ def test_it_is_certified_with_its_evidence(make: Make, tmp_path: Path, kind: str
     assert "evidence.safetensors" in certificate.files
     card = (artifact.path / "README.md").read_text()
     assert "Trained for 1 epoch." in card and "mutual_information" in card and "## Certificate" in card
+
+
+@pytest.mark.parametrize(("kind", "how"), [("bert", "logits"), ("llama", "probs")])
+def test_it_is_shown_beside_the_calibrated_ensemble(make: Make, tmp_path: Path, kind: str, how: str) -> None:
+    case = make(kind)
+    artifact, certificate = export(case, tmp_path, calibrated=(0.5, how))
+    live = Live(case.ensemble, case.task, case.samples)
+    members = live.predictions(np.stack([live.member(m) / 0.5 for m in range(3)]))
+    assert certificate.versus_ensemble is not None and certificate.versus_ensemble["temperature"] == 0.5
+    assert certificate.versus_ensemble["ensemble"]["nll"] == pytest.approx(nll.compute(aggregate(members, how)), rel=1e-5)
+    assert "Beside the ensemble at its temperature 0.5, on the same" in (artifact.path / "README.md").read_text()
 
 
 def test_the_cards_code_gives_the_live_uncertainty(make: Make, tmp_path: Path) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from sve_cli.certify import in_fresh_process
-from sve_cli.certify.verify import verify
+from sve_cli.certified import verify
+from sve_cli.certify import Answer, Questions, Reload, in_fresh_process
 from sve_cli.errors import CheckFailed, NotExportable, SveError
-from sve_cli.export import graph, torch_export
+from sve_cli.export import Artifact, graph, torch_export
+from sve_cli.export.graph_write import check_files, export_graphs
 
 Make = Callable[..., Any]
 
@@ -101,6 +105,38 @@ def swapped(case: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(case.ensemble, "member_model", lambda m: original(1))
 
 
+def permuted(case: Any, patch: pytest.MonkeyPatch) -> None:
+    """All members, in another order: their mean is the same."""
+    original = case.ensemble.member_model
+    patch.setattr(case.ensemble, "member_model", lambda m: original([1, 0, 2][m]))
+
+
+def member_for_mean(case: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(case.ensemble, "averaged_model", lambda: case.ensemble.member_model(2))
+
+
+def base_for_mean(case: Any, patch: pytest.MonkeyPatch) -> None:
+    backbone, ensemble = case.ensemble.backbone, case.ensemble
+    patch.setattr(ensemble, "averaged_model", lambda: backbone.with_head(backbone.fresh(), ensemble.averaged_head()))
+
+
+def wrong_output(name: str) -> Callable[[Any, pytest.MonkeyPatch], None]:
+    """One output that is off, and the others right."""
+
+    def mutate(case: Any, patch: pytest.MonkeyPatch) -> None:
+        for module, outputs in ((graph.OneNetwork, graph.ONE), (graph.ManyNetworks, graph.MANY)):
+            patch.setattr(module, "forward", _off(module.forward, outputs.index(name) if name in outputs else None))
+
+    return mutate
+
+
+def _off(forward: Callable[..., Any], at: int | None) -> Callable[..., tuple[torch.Tensor, ...]]:
+    def off(self: torch.nn.Module, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(out + 0.01 * (i == at) for i, out in enumerate(forward(self, *inputs)))
+
+    return off
+
+
 def no_head(case: Any, patch: pytest.MonkeyPatch) -> None:
     original = case.ensemble.member_model
 
@@ -112,6 +148,67 @@ def no_head(case: Any, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(case.ensemble, "member_model", without)
 
 
+def untraced(case: Any, patch: pytest.MonkeyPatch) -> Reload:
+    """Graphs that are written as an empty file, and answered by the module that would have been traced."""
+    kept: dict[str, graph.Graph] = {}
+
+    def trace(found: graph.Graph, path: Path) -> dict[str, Any]:
+        path.write_bytes(b"")
+        kept[path.parent.name] = found
+        return {}
+
+    def reload(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
+        inputs = case.task.encode(case.samples).batch(np.arange(len(case.samples)))
+        answers = []
+        for found in (kept[artifact.path.name] for artifact in artifacts):
+            outputs = found.module(*(inputs[name] for name in found.names))
+            answers.append(Answer({n: t.numpy() for n, t in zip(found.outputs, outputs, strict=True)}, asked.classes))
+        return answers
+
+    write = partial(export_graphs, form=replace(torch_export.FORMAT, trace=trace))
+    check = partial(check_files, file=torch_export.FILE)
+    patch.setattr(torch_export, "TARGET", replace(torch_export.TARGET, write=write, check=check))
+    return reload
+
+
+@pytest.mark.parametrize("of", ["members", "averaged", "ensemble"])
+def test_every_output_is_in_the_certificate(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    case = make("vit")
+    reload = untraced(case, monkeypatch)
+    ((_, certificate),) = case.export(tmp_path / "out", ("torch_export",), [1], reload=reload, graph_of=of)
+    assert certificate.gaps.outputs.keys() == {*(graph.MANY if of == "ensemble" else graph.ONE)} - {"logits"}
+    assert certificate.gaps.worst <= 1e-4 and certificate.gap_to_base > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("of", "mutate", "message"),
+    [
+        ("members", base_weights, "untrained checkpoint with the head of member 0"),
+        ("members", permuted, "It is member 1"),
+        ("members", no_head, "does not compute what was evaluated"),
+        ("members", wrong_output("entropy"), "its entropy differ by up to 1.00e-02"),
+        ("members", wrong_output("probabilities"), "its probabilities differ by up to 1.00e-02"),
+        ("averaged", base_for_mean, "untrained checkpoint with the mean head"),
+        ("averaged", member_for_mean, "It is member 2"),
+        ("averaged", wrong_output("entropy"), "its entropy differ"),
+        ("ensemble", base_weights, "Its member 0 is the untrained checkpoint with the head of member 0"),
+        ("ensemble", swapped, "Its member 0 is member 1"),
+        ("ensemble", permuted, "Its member 0 is member 1"),
+        ("ensemble", no_head, "does not compute what was evaluated"),
+        ("ensemble", wrong_output("mutual_information"), "its mutual information differ by up to 1.00e-02"),
+    ],
+)
+def test_a_wrong_network_is_refused_whatever_the_format(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str, mutate: Any, message: str
+) -> None:
+    case = make("vit")
+    reload = untraced(case, monkeypatch)
+    mutate(case, monkeypatch)
+    with pytest.raises(CheckFailed, match=message) as caught:
+        case.export(tmp_path / "out", ("torch_export",), [0], reload=reload, graph_of=of)
+    assert caught.value.exit_code == 3 and not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["onnx", "torch_export"])
 @pytest.mark.parametrize(
@@ -120,8 +217,10 @@ def no_head(case: Any, patch: pytest.MonkeyPatch) -> None:
         ("members", base_weights, "untrained checkpoint with the head of member 0"),
         ("members", swapped, "It is member 1"),
         ("members", no_head, "does not compute what was evaluated"),
-        ("ensemble", base_weights, "untrained checkpoint|does not compute what was evaluated"),
-        ("ensemble", swapped, "Its member 0 is member 1"),
+        ("averaged", base_for_mean, "untrained checkpoint with the mean head"),
+        ("ensemble", base_weights, "Its member 0 is the untrained checkpoint"),
+        ("ensemble", permuted, "Its member 0 is member 1"),
+        ("ensemble", no_head, "does not compute what was evaluated"),
     ],
 )
 def test_a_wrong_graph_is_refused_and_removed(

@@ -23,7 +23,7 @@ from huggingface_hub.utils import _http
 
 import sve_cli
 from sve_cli import cli
-from sve_cli.certify.verify import verify
+from sve_cli.certified import verify
 from sve_cli.errors import SveError
 from sve_cli.workflows import push as hub
 from sve_cli.workflows.session import Silent

@@ -140,6 +140,28 @@ def test_energy_is_the_share_of_squared_changes(make: Make) -> None:
         assert found.energy(k) == pytest.approx(sum(squares[:k]) / sum(squares))
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "exact"),
+    [("lora_ensemble", {"rank": 3}, 3), ("lora_ensemble", {"rank": 4, "init": "peft"}, 4), ("sve_lora", {"lora_rank": 2}, 32),
+     ("sve_band", {}, 32), ("batch_ensemble", {}, 32)],
+)  # fmt: skip
+def test_other_changes_are_cut_along_their_own_directions(
+    make: Make, tmp_path: Path, method: str, params: dict[str, Any], exact: int
+) -> None:
+    case = make("bert", method=method, params=params)
+    for linear in case.ensemble.member_linears():
+        left_OR, right_RI, size_R = linear.directions(1)  # type: ignore[misc]
+        change_OI = linear.merged(1)[0].double() - linear.weight_OI.double()
+        torch.testing.assert_close((left_OR @ right_RI).double(), change_OI, atol=1e-6, rtol=0)
+        spectrum = torch.linalg.svdvals(change_OI)[: len(size_R)]
+        torch.testing.assert_close(size_R.double(), spectrum, atol=1e-6, rtol=0)
+    results = case.export(tmp_path / "out", ("lora",), [1], rank="full")
+    assert results[0][1].gaps.max_logit_gap <= 1e-4 and results[0][1].versus_member["mean_kl"] < 1e-6
+    assert adapter(results[0][0].path)[0]["r"] == exact
+    cut_short = case.export(tmp_path / "short", ("lora",), [1], rank="2")[0][1]
+    assert cut_short.gaps.max_logit_gap <= 1e-4 and (cut_short.versus_member["mean_kl"] > 1e-9 or method == "sve_lora")
+
+
 # Refusals
 
 

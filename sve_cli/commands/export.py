@@ -45,8 +45,8 @@ Rank = Annotated[
     str,
     typer.Option(
         "--rank",
-        help="lora: directions kept in each layer: a number, energy:0.95 (share of Δσ²), fidelity:0.01 (largest logit gap on "
-        "validation inputs) or full.",
+        help="lora: directions kept in each layer: auto (95 % of Δσ², and all of a change that is low-rank itself), a number, "
+        "energy:0.9 (share of Δσ²), fidelity:0.01 (largest logit gap on validation inputs) or full.",
     ),
 ]
 ServingRanks = Annotated[
@@ -78,7 +78,7 @@ def export(
     shard_size: ShardSize = None,
     with_basis: WithBasis = False,
     dtype: Dtype = "float32",
-    rank: Rank = "energy:0.95",
+    rank: Rank = "auto",
     serving_ranks: ServingRanks = False,
     graph_of: GraphOf = "ensemble",
     distil_epochs: distil_options.Epochs = None,

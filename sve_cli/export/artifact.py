@@ -74,7 +74,7 @@ class Options:
         shard_size: largest size of a weight file in bytes; None: one file.
         with_basis: adapter only: store the factors too.
         dtype: merged and averaged only: what weights are stored as, a key of `DTYPES`.
-        rank: lora only: K, energy:SHARE, fidelity:GAP or full; see `export.lora_ranks`.
+        rank: lora only: K, energy:SHARE, fidelity:GAP, full or auto; see `export.lora_ranks`.
         serving_ranks: lora only: one rank for all layers, of those that serving engines take.
         graph_of: onnx and torch_export only: "ensemble", "averaged" or "members".
         distil_epochs, distil_lr: distilled only: of the student's training; None: see docs/distil.md.
@@ -86,7 +86,7 @@ class Options:
     shard_size: int | None = None
     with_basis: bool = False
     dtype: str = "float32"
-    rank: str = "energy:0.95"
+    rank: str = "auto"
     serving_ranks: bool = False
     graph_of: str = "ensemble"
     distil_epochs: int | None = None

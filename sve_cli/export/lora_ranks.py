@@ -19,6 +19,7 @@ from sve_cli.backbone import Inputs, LinearView
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import NotExportable, SveError
 
+AUTO_ENERGY = 0.95
 SERVING_RANKS = (8, 16, 32, 64, 128, 256)  # the values vLLM has taken for max_lora_rank in all versions looked at
 
 
@@ -74,19 +75,19 @@ def member_directions(ensemble: Ensemble, member: int) -> dict[str, Directions]:
 class RankRule:
     """`--rank`: a number for all layers, or what decides."""
 
-    by: Literal["count", "energy", "fidelity", "full"]
+    by: Literal["auto", "count", "energy", "fidelity", "full"]
     value: float = 0.0
 
 
 def parse_rank(text: str) -> RankRule:
-    """K, energy:SHARE, fidelity:GAP or full.
+    """K, energy:SHARE, fidelity:GAP, full, or auto: 95 % of Σ Δσ², and all of a change that is low-rank itself.
 
     Raises:
         SveError: it is none of these.
     """
     how, _, number = text.strip().partition(":")
-    if how == "full" and not number:
-        return RankRule("full")
+    if how in ("auto", "full") and not number:
+        return RankRule("full") if how == "full" else RankRule("auto", AUTO_ENERGY)
     if re.fullmatch(r"[1-9]\d*", text.strip()):
         return RankRule("count", float(text))
     if how in ("energy", "fidelity") and re.fullmatch(r"\d*\.?\d+(e-?\d+)?", number.lower()):
@@ -94,7 +95,8 @@ def parse_rank(text: str) -> RankRule:
         if value > 0 and (how == "fidelity" or value <= 1):
             return RankRule("energy" if how == "energy" else "fidelity", value)
     raise SveError(
-        f"--rank '{text}' says no rank.", "Write a number, energy:0.95 (share of Δσ²), fidelity:0.01 (largest logit gap) or full."
+        f"--rank '{text}' says no rank.",
+        "Write a number, energy:0.95 (share of Δσ²), fidelity:0.01 (largest logit gap), full or auto.",
     )
 
 
@@ -124,8 +126,9 @@ def choose_ranks(
     if rule.by == "count":
         ranks = {name: min(int(rule.value), n) for name, n in full.items()}
         wanted = int(rule.value)
-    elif rule.by == "energy":
-        ranks = {name: smallest_rank(directions[name], rule.value) for name in full}
+    elif rule.by in ("auto", "energy"):
+        low = {name for name, d in directions.items() if rule.by == "auto" and full[name] < min(d.weight_OI.shape)}
+        ranks = {name: n if name in low else smallest_rank(directions[name], rule.value) for name, n in full.items()}
         wanted = max(ranks.values())
     elif rule.by == "fidelity":
         assert inputs is not None, "fidelity is measured on inputs"

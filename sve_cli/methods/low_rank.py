@@ -92,7 +92,7 @@ class LowRank(nn.Module):
         b_OR, a_RI = self.scale * self.B_MOR[member].detach().double(), self.A_MRI[member].detach().double()
         (left_OR, core_b), (right_IR, core_a) = torch.linalg.qr(b_OR), torch.linalg.qr(a_RI.T)
         u, size_R, vt = torch.linalg.svd(core_b @ core_a.T)
-        return (left_OR @ u) * size_R, vt @ right_IR.T, size_R
+        return ((left_OR @ u) * size_R).float(), (vt @ right_IR.T).float(), size_R
 
 
 def add_lora_group(ensemble: Ensemble, lr_scale: float = 1.0) -> None:

@@ -80,7 +80,7 @@ class MatrixLinear(MemberLinear):
         """The singular vectors of W_m - W, from a decomposition of its own (float64): the best cut at every rank."""
         change_OI = self.merged(member)[0].double() - self.weight_OI.double()
         left_OR, size_R, right_RI = torch.linalg.svd(change_OI, full_matrices=False)
-        return left_OR * size_R, right_RI, size_R
+        return (left_OR * size_R).float(), right_RI.float(), size_R
 
     def averaged(self) -> tuple[Tensor, Tensor | None]:
         """The mean of the members' defined matrices, and of their biases."""

@@ -158,6 +158,11 @@ def test_other_changes_are_cut_along_their_own_directions(
     results = case.export(tmp_path / "out", ("lora",), [1], rank="full")
     assert results[0][1].gaps.max_logit_gap <= 1e-4 and results[0][1].versus_member["mean_kl"] < 1e-6
     assert adapter(results[0][0].path)[0]["r"] == exact
+    if method == "lora_ensemble":  # low-rank itself: kept whole unless less is asked for
+        assert adapter(case.export(tmp_path / "auto", ("lora",), [1])[0][0].path)[0]["r"] == exact
+    directions, inputs = member_directions(case.ensemble, 1), case.source_of().example()
+    assert choose_ranks(case.ensemble, 1, directions, parse_rank("fidelity:1e-4"), False, inputs).r <= exact
+    assert (choose_ranks(case.ensemble, 1, directions, parse_rank("auto"), False, None).r == exact) == (method == "lora_ensemble")
     cut_short = case.export(tmp_path / "short", ("lora",), [1], rank="2")[0][1]
     assert cut_short.gaps.max_logit_gap <= 1e-4 and (cut_short.versus_member["mean_kl"] > 1e-9 or method == "sve_lora")
 

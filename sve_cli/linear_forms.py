@@ -27,15 +27,23 @@ class _Factored(torch.autograd.Function):
     def forward(ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None) -> Tensor:
         m, n, _ = x_MNI.shape
         h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
-        scaled = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype)
-        y_MNO = _out(scaled, b_OR, bias_MO)
-        ctx.save_for_backward(h_MNR, gain_MR, a_RI, b_OR)
-        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
-        return y_MNO
+        ctx.save_for_backward(h_MNR, gain_MR, a_RI, b_OR, bias_MO)
+        return _Factored.output(h_MNR, gain_MR, b_OR, bias_MO)
+
+    @staticmethod
+    def output(h_MNR: Tensor, gain_MR: Tensor, b_OR: Tensor, bias_MO: Tensor | None) -> Tensor:
+        """(h ∘ gain) Bᵀ + bias."""
+        return _out(h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), b_OR, bias_MO)
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        """What `forward` gave, to the bit, from what is kept of it."""
+        h_MNR, gain_MR, _, b_OR, bias_MO = ctx.saved_tensors
+        return _Factored.output(h_MNR, gain_MR, b_OR, bias_MO)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h_MNR, gain_MR, a_RI, b_OR = ctx.saved_tensors
+        h_MNR, gain_MR, a_RI, b_OR, bias_MO = ctx.saved_tensors
         dy_MNO = grads[0].to(b_OR.dtype)
         dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dx = dgain = None
@@ -44,7 +52,7 @@ class _Factored(torch.autograd.Function):
         if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
             dh_MNR *= gain_MR.unsqueeze(1).to(dh_MNR.dtype)
             dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
-        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[4] else None
+        dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[4] else None
         return dx, None, None, dgain, dbias
 
 
@@ -68,10 +76,10 @@ def _gain_gradient(dh_MNR: Tensor, h_MNR: Tensor, dtype: torch.dtype) -> Tensor:
     return (dh_MNR * h_MNR).sum(1, dtype=_summed_in(dtype)).to(dtype)
 
 
-def _bias_gradient(dy_MNO: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+def _bias_gradient(dy_MNO: Tensor, bias_MO: Tensor) -> Tensor:
     """The gradient of biases (M, O), or of one (1, O) that all members share."""
-    dbias_MO = dy_MNO.sum(1, dtype=_summed_in(dtype))
-    return (dbias_MO if shape[0] == len(dbias_MO) else dbias_MO.sum(0, keepdim=True)).to(dtype)
+    dbias_MO = dy_MNO.sum(1, dtype=_summed_in(bias_MO.dtype))
+    return (dbias_MO if len(bias_MO) == len(dbias_MO) else dbias_MO.sum(0, keepdim=True)).to(bias_MO.dtype)
 
 
 def factored(x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, bias_MO: Tensor | None = None) -> Tensor:
@@ -99,14 +107,13 @@ class _Materialised(torch.autograd.Function):
             y_MNO = torch.bmm(x_MNI, transposed)
         else:
             y_MNO = torch.baddbmm(bias_MO.unsqueeze(1).to(x_MNI.dtype), x_MNI, transposed)
-        ctx.save_for_backward(x_MNI if rows_MK is None else _taken(x_MNI, rows_MK), weight_MOI, a_RI, b_OR, rows_MK)
+        ctx.save_for_backward(x_MNI if rows_MK is None else _taken(x_MNI, rows_MK), weight_MOI, a_RI, b_OR, rows_MK, bias_MO)
         ctx.weight_K, ctx.gain_dtype = weight_K, gain_MR.dtype
-        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
         return y_MNO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x_MKI, weight_MOI, a_RI, b_OR, rows_MK = ctx.saved_tensors
+        x_MKI, weight_MOI, a_RI, b_OR, rows_MK, bias_MO = ctx.saved_tensors
         dy_MNO = grads[0].to(b_OR.dtype)
         dx = dgain = None
         if ctx.needs_input_grad[0]:
@@ -114,7 +121,7 @@ class _Materialised(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dy_MKO = dy_MNO if rows_MK is None else _taken(dy_MNO, rows_MK)
             dgain = (ctx.weight_K * _sigma_gradient(x_MKI, dy_MKO, a_RI, b_OR)).to(ctx.gain_dtype)
-        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[5] else None
+        dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[5] else None
         return dx, None, None, dgain, None, dbias, None, None
 
 
@@ -182,13 +189,12 @@ class _Residual(torch.autograd.Function):
         y_MNO = y.view(m, n, -1)
         if bias_MO is not None:
             y_MNO += bias_MO.unsqueeze(1).to(y.dtype)
-        ctx.save_for_backward(h_MNR, weight_OI, a_RI, b_OR, gain_MR)
-        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
+        ctx.save_for_backward(h_MNR, weight_OI, a_RI, b_OR, gain_MR, bias_MO)
         return y_MNO
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h_MNR, weight_OI, a_RI, b_OR, gain_MR = ctx.saved_tensors
+        h_MNR, weight_OI, a_RI, b_OR, gain_MR, bias_MO = ctx.saved_tensors
         dy_MNO = grads[0].to(b_OR.dtype)
         dh_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dx = dgain = None
@@ -197,7 +203,7 @@ class _Residual(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dh_MNR *= (gain_MR - 1).to(dh_MNR.dtype).unsqueeze(1)
             dx = (_flat(dy_MNO) @ weight_OI).addmm_(_flat(dh_MNR), a_RI).view(*dy_MNO.shape[:2], -1)
-        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[5] else None
+        dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[5] else None
         return dx, None, None, None, dgain, dbias
 
 
@@ -224,18 +230,29 @@ class _Banded(torch.autograd.Function):
     ) -> Tensor:
         m, n, _ = x_MNI.shape
         h_MNR = (_flat(x_MNI) @ a_RI.t()).view(m, n, -1)
+        ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR, bias_MO)
+        ctx.offsets = offsets
+        return _Banded.output(h_MNR, gain_MR, c_MKR, offsets, b_OR, bias_MO)
+
+    @staticmethod
+    def output(
+        h_MNR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets, b_OR: Tensor, bias_MO: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """(h ∘ gain + Σ_k shifted(h) ∘ c_k) Bᵀ + bias."""
         mixed, c = h_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
         for i, k, to, source in _places(offsets, h_MNR.shape[2]):
             mixed[i, :, to].addcmul_(h_MNR[i, :, source], c[i, k, to].unsqueeze(-2))
-        y_MNO = _out(mixed, b_OR, bias_MO)
-        ctx.save_for_backward(h_MNR, gain_MR, c_MKR, a_RI, b_OR)
-        ctx.offsets = offsets
-        ctx.bias = None if bias_MO is None else (bias_MO.shape, bias_MO.dtype)
-        return y_MNO
+        return _out(mixed, b_OR, bias_MO)
+
+    @staticmethod
+    def again(ctx: Any) -> Tensor:
+        """What `forward` gave, to the bit, from what is kept of it."""
+        h_MNR, gain_MR, c_MKR, _, b_OR, bias_MO = ctx.saved_tensors
+        return _Banded.output(h_MNR, gain_MR, c_MKR, ctx.offsets, b_OR, bias_MO)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        h_MNR, gain_MR, c_MKR, a_RI, b_OR = ctx.saved_tensors
+        h_MNR, gain_MR, c_MKR, a_RI, b_OR, bias_MO = ctx.saved_tensors
         dy_MNO = grads[0].to(b_OR.dtype)
         dmixed_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dgain = _gain_gradient(dmixed_MNR, h_MNR, gain_MR.dtype)
@@ -248,7 +265,7 @@ class _Banded(torch.autograd.Function):
             for i, k, to, source in places:
                 dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
             dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
-        dbias = _bias_gradient(dy_MNO, *ctx.bias) if ctx.needs_input_grad[6] else None
+        dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[6] else None
         return dx, None, None, dgain, dc_MKR, None, dbias
 
 

@@ -36,3 +36,20 @@ def test_the_settings_go_back_after_an_error() -> None:
         raise ValueError("x")
     assert allocator._depth == 0
     assert faults(48) > 48 * 256
+
+
+def test_what_is_free_and_still_held_is_handed_back() -> None:
+    spare = allocator.Spare(share=0.0, least=2**22)
+    if spare.library is None:
+        pytest.skip("This glibc does not say how much memory is in use.")
+    with allocator.kept_pages():
+        tensors = [torch.zeros(2**18) for _ in range(64)]  # 64 MB, of which every second one stays
+        del tensors[::2]
+        held = spare._resident()
+        spare.limit()
+        assert held - spare._resident() > 20e6
+        before = spare._resident()
+        spare.share = 100.0
+        del tensors
+        spare.limit()  # less than is allowed: nothing is handed back
+        assert before - spare._resident() < 5e6

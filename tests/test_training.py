@@ -47,11 +47,30 @@ def run(lab: Any, loaded: Saved | None, **settings: Any) -> tuple[dict[str, Tens
     return built.ensemble.state(), saved, [{k: v for k, v in r.items() if k != "seconds"} for r in built.log.records]
 
 
+SAVING = {"save_memory": True, "dropout": "checkpoint"}
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"accumulation": 2, "weight_decay": 0.1}, {"member_execution": "sequential", "dropout": "checkpoint"}, {"network": "vit"}],
-    ids=["plain", "accumulation", "dropout", "vit"],
+    [
+        {"accumulation": 2},
+        {"member_execution": "sequential"},
+        {"method": "sve_band"},
+        {"method": "lora_ensemble", "network": "vit"},
+    ],
+    ids=["accumulation", "sequential", "sve_band", "lora_ensemble"],
 )
+def test_saving_memory_takes_the_same_steps_to_the_bit(lab: Any, settings: dict[str, Any]) -> None:
+    saving, plain = run(lab, None, **settings, **SAVING)[0], run(lab, None, **settings, dropout="checkpoint")[0]
+    assert all(torch.equal(saving[name], tensor) for name, tensor in plain.items())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"accumulation": 2, "weight_decay": 0.1}, {"member_execution": "sequential", "dropout": "checkpoint"}, {"network": "vit"},
+     SAVING],
+    ids=["plain", "accumulation", "dropout", "vit", "saving"],
+)  # fmt: skip
 def test_a_killed_run_goes_on_to_the_same_bits(lab: Any, settings: dict[str, Any]) -> None:
     state, saved, history = run(lab, None, **settings)
     assert [s[1]["done_steps"] for s in saved] == list(range(1, 11))

@@ -133,6 +133,10 @@ class TrainSpec:
     class_weights: Literal["none", "balanced"] = doc("Weight the loss by inverse class frequency.", "none")
     precision: Literal["auto", "float32", "bfloat16"] = doc("auto: bfloat16 where the hardware is good at it.", "auto")
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")
+    save_memory: bool = doc(
+        "Compute in the backward pass again what it can have from what it keeps anyway: less memory, more time, the same numbers.",
+        False,
+    )
     select: Literal["validation_nll", "last"] = doc("Which epoch is kept.", "validation_nll")
     prefix_cache_mb: int = doc(
         "Largest store, in MB, of what the frozen first blocks (method.last_blocks) give for each training sample: made once, not "

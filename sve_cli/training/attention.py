@@ -1,7 +1,7 @@
 """Scaled dot-product attention with dropout on a CPU, in pieces small enough that their scores stay in the cache.
 
 torch's fused kernel for the CPU has no dropout: with it, torch multiplies all scores out and passes over them some ten times,
-forward and backward. Here they are kept once, after the softmax, beside a mask of one bit each.
+forward and backward. Here they are kept once, after the softmax, beside a mask of one bit each; or not at all, and computed again.
 Shapes: N batch, H heads, T queries, S keys, D width of a head, P pairs of text and head (N·H).
 """
 
@@ -21,37 +21,40 @@ class _Attention(torch.autograd.Function):
     """(softmax(scale · q kᵀ + mask) ∘ keep / (1 - rate)) v, of every pair of text and head."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor, scale: float, rate: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, keep: Tensor, scale: float, rate: float, again: bool
+    ) -> Tensor:
         shape, (t, s) = q.shape, keep.shape[2:]
         scaled = torch.mul(q, scale, out=torch.empty(shape, dtype=q.dtype))  # smaller than the scores
         q_PTD, k_PSD, v_PSD = (x.reshape(-1, *x.shape[2:]) for x in (scaled, k, v))
         keep_PTS, bits = keep.view(-1, t, s), []
-        soft_PTS = torch.empty(keep_PTS.shape, dtype=q.dtype)
+        soft_PTS = None if again else torch.empty(keep_PTS.shape, dtype=q.dtype)
         out_PTD = torch.empty((len(q_PTD), t, v.shape[3]), dtype=q.dtype)
         size = _size(keep_PTS)
-        kept = torch.empty((size, t, s), dtype=q.dtype)
+        kept, own_soft = (torch.empty((size, t, s), dtype=q.dtype) for _ in range(2))
         for part, c in _pieces(len(q_PTD), size):
-            scores = torch.bmm(q_PTD[part], k_PSD[part].transpose(1, 2), out=kept[:c])
-            if mask is not None:
-                scores += mask[part] if len(mask) > 1 else mask
-            torch.softmax(scores, -1, out=soft_PTS[part])
+            soft = own_soft[:c] if soft_PTS is None else soft_PTS[part]
+            _softmax(q_PTD[part], k_PSD[part], mask, part, kept[:c], soft)
             own = keep_PTS[part].numpy()
-            _times(soft_PTS[part], own, kept[:c])
+            _times(soft, own, kept[:c])
             bits.append(torch.from_numpy(np.packbits(own.reshape(-1))))
             torch.bmm(kept[:c], v_PSD[part], out=out_PTD[part])
-        ctx.save_for_backward(q_PTD, k_PSD, v_PSD, soft_PTS, *bits)
-        ctx.settings = (shape[:2], scale, rate, size)
+        ctx.save_for_backward(q_PTD, k_PSD, v_PSD, mask if again else soft_PTS, *bits)
+        ctx.settings = (shape[:2], scale, rate, size, again)
         return out_PTD.mul_(1 / (1 - rate)).view(*shape[:3], -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        q_PTD, k_PSD, v_PSD, soft_PTS, *bits = ctx.saved_tensors
-        lead, scale, rate, size = ctx.settings
+        q_PTD, k_PSD, v_PSD, soft_or_mask, *bits = ctx.saved_tensors
+        lead, scale, rate, size, again = ctx.settings
         d_out = grads[0].reshape(-1, *grads[0].shape[2:]) * (1 / (1 - rate))
         dq, dk, dv = (torch.empty_like(x) for x in (q_PTD, k_PSD, v_PSD))
-        inner, kept = (torch.empty((size, *soft_PTS.shape[1:]), dtype=q_PTD.dtype) for _ in range(2))
+        room = (size, q_PTD.shape[1], k_PSD.shape[1])
+        inner, kept, own_soft = (torch.empty(room, dtype=q_PTD.dtype) for _ in range(3))
         for (part, c), packed in zip(_pieces(len(q_PTD), size), bits, strict=True):
-            soft = soft_PTS[part]
+            soft = own_soft[:c] if again else soft_or_mask[part]
+            if again:
+                _softmax(q_PTD[part], k_PSD[part], soft_or_mask, part, inner[:c], soft)
             _times(soft, np.unpackbits(packed.numpy(), count=soft.numel()).reshape(soft.shape), kept[:c])
             torch.bmm(kept[:c].transpose(1, 2), d_out[part], out=dv[part])
             d = torch.bmm(d_out[part], v_PSD[part].transpose(1, 2), out=inner[:c]).mul_(kept[:c])
@@ -59,12 +62,13 @@ class _Attention(torch.autograd.Function):
             torch.bmm(d, k_PSD[part], out=dq[part])
             torch.bmm(d.transpose(1, 2), q_PTD[part], out=dk[part])
         dq *= scale
-        return *(x.view(*lead, *x.shape[1:]) for x in (dq, dk, dv)), None, None, None, None
+        return *(x.view(*lead, *x.shape[1:]) for x in (dq, dk, dv)), None, None, None, None, None
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, keep: Tensor, rate: float
-) -> Tensor:
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, scale: float | None, keep: Tensor, rate: float,
+    again: bool = False,
+) -> Tensor:  # fmt: skip
     """Attention (N, H, T, D) with the dropout mask `keep` (N, H, T, S) given.
 
     Args:
@@ -72,6 +76,7 @@ def attention(
         causal: whether query i sees keys 0 to i only.
         scale: of the scores; None: 1 / sqrt(D).
         rate: of the dropout, below 1.
+        again: whether the backward pass computes the softmax a second time, to the bit, and nothing is kept of it.
     """
     n, h, t, s = keep.shape
     added = None if mask is None else _added(mask, q.dtype)
@@ -85,7 +90,7 @@ def attention(
             added = added.masked_fill(dead, 0.0)
         same = len(added) == 1 and added.shape[1] == 1
         added = added[0] if same else added.expand(n, h, -1, -1).reshape(n * h, *added.shape[2:])
-    return _Attention.apply(q, k, v, added, keep, q.shape[3] ** -0.5 if scale is None else scale, rate)
+    return _Attention.apply(q, k, v, added, keep, q.shape[3] ** -0.5 if scale is None else scale, rate, again)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,6 +102,14 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
     if whole.dtype != torch.bool:
         return whole.to(dtype)
     return torch.zeros(whole.shape, dtype=dtype).masked_fill_(~whole, float("-inf"))
+
+
+def _softmax(q: Tensor, k: Tensor, mask: Tensor | None, part: slice, scores: Tensor, out: Tensor) -> None:
+    """The softmax of a piece, into `out`; `scores` is overwritten."""
+    torch.bmm(q, k.transpose(1, 2), out=scores)
+    if mask is not None:
+        scores += mask[part] if len(mask) > 1 else mask
+    torch.softmax(scores, -1, out=out)
 
 
 def _times(scores: Tensor, keep: np.ndarray, out: Tensor) -> None:

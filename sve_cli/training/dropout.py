@@ -89,9 +89,9 @@ class _Dropout(torch.autograd.Function):
 class _MemberDropout(TorchFunctionMode):
     """Takes the calls of torch's dropout and of its attention with dropout."""
 
-    def __init__(self, draws: Draws) -> None:
+    def __init__(self, draws: Draws, save_memory: bool) -> None:
         super().__init__()
-        self.draws = draws
+        self.draws, self.save_memory = draws, save_memory
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -116,7 +116,8 @@ class _MemberDropout(TorchFunctionMode):
         if not 0 < dropout_p < 1 or enable_gqa or not whole or (attn_mask is not None and attn_mask.requires_grad):
             return None
         keep = self.draws.keep(torch.Size((*query.shape[:3], key.shape[2])), dropout_p)
-        return attention(query, key, value, attn_mask, is_causal, scale, keep, dropout_p)
+        again = self.save_memory and keep.shape[3] > query.shape[3]  # scores are more than what they are made of
+        return attention(query, key, value, attn_mask, is_causal, scale, keep, dropout_p, again)
 
 
 def _takes(x: Tensor) -> bool:
@@ -126,10 +127,13 @@ def _takes(x: Tensor) -> bool:
 
 
 @contextmanager
-def member_dropout(seed: int, members: Sequence[int], key: Sequence[int | str]) -> Iterator[None]:
-    """Within: dropout on the CPU draws member m's mask from a generator keyed by (seed, "dropout", m, *key)."""
+def member_dropout(seed: int, members: Sequence[int], key: Sequence[int | str], save_memory: bool = False) -> Iterator[None]:
+    """Within: dropout on the CPU draws member m's mask from a generator keyed by (seed, "dropout", m, *key).
+
+    `save_memory`: attention computes its softmax again in the backward pass, where that is more than it is made of.
+    """
     seeds = [keyed_generator(seed, "dropout", m, *key).initial_seed() for m in members]
-    with _MemberDropout(Draws([np.random.Generator(np.random.SFC64(s)) for s in seeds])):
+    with _MemberDropout(Draws([np.random.Generator(np.random.SFC64(s)) for s in seeds]), save_memory):
         yield
 
 

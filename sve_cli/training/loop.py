@@ -28,6 +28,7 @@ from sve_cli.training.dropout import member_dropout
 from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.prefix import Prefix, filled_prefix
+from sve_cli.training.recompute import recomputed
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
@@ -261,10 +262,12 @@ class Trainer:
         per_member = len(part) > 1
         if per_member:
             inputs = {k: v.reshape(len(part), -1, *v.shape[1:]) for k, v in inputs.items()}
-        dropout = member_dropout(self.seed, members, key) if self.ensemble.dropout else nullcontext()
+        save = self.spec.save_memory
+        dropout = member_dropout(self.seed, members, key, save) if self.ensemble.dropout else nullcontext()
+        again = recomputed(self.ensemble.network) if save else nullcontext()
         self.ensemble.context.draw = (self.seed, *key)
         below = nullcontext() if self.prefix is None else self.prefix.given(stacked, inputs, 1 if per_member else len(members))
-        with dropout, below, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
+        with dropout, below, again, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC
         self.ensemble.context.draw = None
         return logits_MBC

@@ -44,9 +44,9 @@ def mask_of(kind: str) -> Tensor | None:
 
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("chunk", [25, 60, 10_000])
+@pytest.mark.parametrize(("chunk", "again"), [(25, True), (60, False), (60, True), (10_000, False)])
 def test_attention_is_its_formula_and_so_are_the_gradients(
-    kind: str, causal: bool, chunk: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, causal: bool, chunk: int, again: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_module, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(0)
@@ -57,7 +57,10 @@ def test_attention_is_its_formula_and_so_are_the_gradients(
         q, k, v = (torch.randn((3, 5, 2, 4), generator=generator, dtype=torch.float64).requires_grad_() for _ in range(3))
         heads = [x.transpose(1, 2) for x in (q, k, v)]
         mask = mask_of(kind)
-        out = plain(*heads, mask, keep, 0.3, causal) if compute == "plain" else attention(*heads, mask, causal, None, keep, 0.3)
+        if compute == "plain":
+            out = plain(*heads, mask, keep, 0.3, causal)
+        else:
+            out = attention(*heads, mask, causal, None, keep, 0.3, again)
         grads = torch.autograd.grad((out.sin() * torch.arange(1.0, 5.0)).sum(), (q, k, v))
         found.append([out.detach(), *grads])
     for expected, got in zip(*found, strict=True):

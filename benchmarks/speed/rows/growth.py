@@ -23,9 +23,7 @@ def _base(context: Context) -> Shape:
 
 def members(context: Context) -> dict[str, Any]:
     """Seconds of a step against M."""
-    return _curve(
-        context, "members", context.pick([1, 2], [1, 2, 4], [1, 2, 4, 8, 16, 32]), lambda x: float(x), "a straight line"
-    )
+    return _curve(context, "members", context.pick([1, 2], [1, 2, 4], [1, 2, 4, 8, 16, 32]), lambda x: float(x), "a straight line")
 
 
 def tokens(context: Context) -> dict[str, Any]:

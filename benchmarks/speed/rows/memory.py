@@ -23,7 +23,7 @@ def minilm_training(context: Context) -> dict[str, Any]:
 
 
 def _row(context: Context, shape: Shape) -> dict[str, Any]:
-    names = ("sve", "full_joined") if context.tier != "long" else ("sve", "full_joined", "lora", "paper")
+    names = ("sve", "sve_saving", "full_joined", *(("lora", "paper") if context.tier == "long" else ()))
     found = {n: run_child("training_memory", {"shape": vars(shape), "contender": n}, context.store) for n in names}
     whole = {n: f["peak"] - f["before"] for n, f in found.items()}
     above = {n: f["peak"] - f["built"] for n, f in found.items()}
@@ -36,6 +36,8 @@ def _row(context: Context, shape: Shape) -> dict[str, Any]:
         "ratios": [
             ratio("peak", "peak beyond the libraries, against one full fine-tuning step with as many tokens",
                   [whole[ours] / whole[theirs]], TARGET),
+            ratio("peak_saving", "the same with train.save_memory (full: without)", [whole["sve_saving"] / whole[theirs]],
+                  TARGET),
             ratio("above_built", "the same beyond the built network", [above[ours] / above[theirs]]),
         ],
     }  # fmt: skip

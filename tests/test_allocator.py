@@ -26,9 +26,9 @@ def test_a_tensor_takes_the_place_of_the_last_one() -> None:
     with allocator.kept_pages():
         faults(48)
         with allocator.kept_pages():
-            assert faults(48) < pages / 4
-        assert faults(48) < pages / 4  # leaving the inner one changes nothing
-    assert faults(48) > pages  # fetched again
+            assert faults(48) < 1.5 * pages  # of four tensors: in a heap with holes the first may find no place
+        assert faults(48) < 1.5 * pages  # leaving the inner one changes nothing
+    assert faults(48) > 3 * pages  # each fetched again
 
 
 def test_the_settings_go_back_after_an_error() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from sve_cli.benchmark import BenchRow, BenchTable, build_table, higher_is_better, load_cells, load_grids
 from sve_cli.errors import SveError
 from sve_cli.render import markdown
-from sve_cli.render.bench import sections
+from sve_cli.render.bench import sections, verdict
 from sve_cli.render.tables import Table
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, read_json, write_json, write_text
@@ -151,21 +151,19 @@ def overview_region(folders: str) -> str:
     arrows = ["↑" if higher_is_better(k) else "↓" for k in OVERVIEW]
     heads = ["method", "seeds", *(f"{h} {a}" for h, a in zip(HEADS, arrows, strict=True)), "extra parameters %"]
     means_table = markdown.table(Table(heads, lines))
-    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts([t for t in tables.values() if t.paired])}"
+    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts([t.paired for t in tables.values() if t.paired])}"
 
 
-def _verdicts(tables: list[BenchTable]) -> str:
+def _verdicts(paired: list[dict[str, Any]]) -> str:
     """On how many tasks each method is better, level and worse than the reference, by the paired intervals."""
-    references = {t.paired["reference"] for t in tables if t.paired}
+    references = {p["reference"] for p in paired}
     if len(references) != 1:
         raise SveError(f"The tables of the overview have the references {sorted(references)}.", "Renew them with one --reference.")
     counts: dict[str, dict[str, list[int]]] = {}
-    for paired in (t.paired for t in tables if t.paired):
-        for name, row in paired["rows"].items():
-            for key, d in row["differences"].items():
-                what = OOD if key.startswith("ood.") else key
-                side = next(k for k, word in enumerate(("B better", "tie", "A better")) if d["verdict"].startswith(word))
-                counts.setdefault(name, {}).setdefault(what, [0, 0, 0])[side] += 1
+    for name, row in (item for p in paired for item in p["rows"].items()):
+        for key, d in row["differences"].items():
+            what = OOD if key.startswith("ood.") else key
+            counts.setdefault(name, {}).setdefault(what, [0, 0, 0])[("better", "tie", "worse").index(verdict(d))] += 1
     shown = dict(zip((*OVERVIEW[:4], OOD, *OVERVIEW[5:]), HEADS, strict=True))
     lines = [[name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items()]
     [reference] = references

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import subprocess
 import sys
 
 import pytest
@@ -21,14 +22,22 @@ def faults(megabytes: int) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
-def test_a_tensor_takes_the_place_of_the_last_one() -> None:
+def takes_the_place() -> None:
     pages = 48 * 256
     with allocator.kept_pages():
-        faults(48)
+        for _ in range(4):  # small things that come to lie between the first tensors make other places
+            faults(48)
         with allocator.kept_pages():
-            assert faults(48) < 1.5 * pages  # of four tensors: in a heap with holes the first may find no place
-        assert faults(48) < 1.5 * pages  # leaving the inner one changes nothing
-    assert faults(48) > 3 * pages  # each fetched again
+            assert faults(48) < pages / 4
+        assert faults(48) < pages / 4  # leaving the inner one changes nothing
+    assert faults(48) > pages  # fetched again
+
+
+def test_a_tensor_takes_the_place_of_the_last_one() -> None:
+    """In a process of its own: in a heap with the holes of other tests the place may be a few bytes too small."""
+    code = f"import runpy; runpy.run_path({__file__!r})['takes_the_place']()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_settings_go_back_after_an_error() -> None:

@@ -118,11 +118,11 @@ def _ood_means(metrics: Mapping[str, float | None]) -> dict[str, float]:
 def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     notes = []
     steps = {c.row: c.training["steps"] for c in cells}
-    used = {g.method: g for c in cells if (g := searched(c, grids))}
+    used = [(c, g) for c in cells if (g := searched(c, grids))]
     if used:
-        sizes = {len(g.points) for g in used.values()}
-        minutes = sum(g.seconds for g in used.values()) / 60
-        alone = any(g.members < c.members for c in cells if (g := searched(c, grids)))  # as grids were until they took all members
+        sizes = {len(g.points) for _, g in used}
+        minutes = sum({g.method: g.seconds for _, g in used}.values()) / 60
+        alone = any(g.members < c.members for c, g in used)  # as grids were until they took all members
         who = "one member" if alone else "all members"
         beside = "beside the runs" if alone else "with the first seed's runs at the chosen rates"
         notes.append(

@@ -152,10 +152,10 @@ def paired_table(table: BenchTable) -> Table | None:
         for name in found:
             if (d := found[name]["differences"].get(key)) is None:
                 continue
-            verdict = _verdict(d)
-            strong |= {len(rows)} if verdict != "tie" else set()
+            word = verdict(d)
+            strong |= {len(rows)} if word != "tie" else set()
             difference, low, high = (_signed(key.rpartition(".")[2], d[k]) for k in ("difference", "low", "high"))
-            rows.append([_metric(key), name, f"{difference} ({low} to {high})", verdict])
+            rows.append([_metric(key), name, f"{difference} ({low} to {high})", word])
     return Table(["Metric", "Row", f"Row minus {reference}", "Verdict"], rows, frozenset({2}), frozenset(strong))
 
 
@@ -168,7 +168,7 @@ def _metric(key: str) -> str:
     return _head(key.rpartition(".")[2]) + where
 
 
-def _verdict(difference: dict[str, Any]) -> str:
+def verdict(difference: dict[str, Any]) -> str:
     """What the paired interval says of the row, which is B there: 'better', 'worse' or 'tie'."""
     side, _, word = str(difference["verdict"]).partition(" ")
     opposite = {"better": "worse", "higher": "lower"}

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,14 @@ class Study:
     command: str = ""
     reference: str | None = None
 
+    @cached_property
+    def first_seed(self) -> int:
+        """The recipe's."""
+        return self.load(self.methods[0], {}).recipe.seed
+
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an unfinished benchmark has whole tables of fewer seeds."""
-        first = self.load(self.methods[0], {}).recipe.seed
+        first = self.first_seed
         return [Cell(method, first + k, point) for k in range(self.seeds) for point in self.points() for method in self.methods]
 
     def points(self) -> list[dict[str, str]]:
@@ -78,7 +84,7 @@ class Study:
 
     def grid_cell(self, method: str) -> Cell:
         """What learning rates are searched with: all members, the first seed, the recipe as it is without the sweep."""
-        return Cell(method, self.load(method, {}).recipe.seed)
+        return Cell(method, self.first_seed)
 
     def result_path(self, cell: Cell) -> Path:
         return self.out / f"{file_stem(cell.method, dict(cell.sweep))}-seed{cell.seed}.json"

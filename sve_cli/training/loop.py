@@ -27,7 +27,7 @@ from sve_cli.tasks.common import Encoded, tensor_to
 from sve_cli.training.dropout import member_dropout
 from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
-from sve_cli.training.prefix import Prefix, filled_prefix
+from sve_cli.training.prefix import Prefix, prefix_of
 from sve_cli.training.recompute import recomputed
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
 
@@ -111,7 +111,7 @@ class Trainer:
         started = time.monotonic()
         resume = self._restore()
         if self.features is None and self.total_steps:
-            self.prefix = filled_prefix(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
+            self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
         first_step = self.done_steps
         for number, r in enumerate(self.rounds):
             if number < resume.get("round", 0):

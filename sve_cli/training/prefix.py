@@ -1,9 +1,10 @@
-"""What the frozen first blocks give for every training sample, computed once instead of at every step.
+"""What the frozen first blocks give, computed once: for every training sample before the first step, or for all members of a step.
 
 With `method.last_blocks` the blocks below the first that trains are the same function of a sample for every member and epoch, as
-long as nothing in them is random. The store is filled before the first step, in batches that depend on the data only: a
-resumed run reads the same numbers to the bit. In a step the network's own forward runs, with those blocks passing on what they
-get and the first that trains being handed the stored values.
+long as nothing in them is random. `train.prefix_cache_mb` keeps what they give for each sample. The store is filled before the
+first step, in batches that depend on the data only: a resumed run reads the same numbers to the bit. Without a store, members that
+share their batches (`method.member_batches: shared`) share what the frozen blocks give for a batch. In a step the network's own
+forward runs, with those blocks passing on what they get and the first that trains being handed these values.
 Shapes: N samples, B batch, W tokens of the longest in a batch, F features, S tokens of all samples one after another.
 """
 
@@ -29,7 +30,7 @@ Run = Callable[[Inputs], Tensor]  # inputs -> logits of one member, as a trainin
 
 
 class Prefix:
-    """The frozen first blocks of an ensemble's network, and the store of what they give.
+    """The frozen first blocks of an ensemble's network, and the store of what they give (empty until `fill`).
 
     Args:
         ensemble: its network is left as it is outside of `given`.
@@ -41,7 +42,7 @@ class Prefix:
 
     def __init__(self, ensemble: Ensemble, encoded: Encoded, run: Run, device: torch.device) -> None:
         self.encoded, self.run, self.device = encoded, run, device
-        self.frozen, self.first = _frozen_blocks(ensemble, lambda: run(self._inputs(np.arange(1))))
+        self.frozen, self.first = _frozen_blocks(ensemble, lambda: self._seeded(self._inputs(np.arange(1)), 0))
         self.stored: Tensor | None = None
         self.starts_N = self.counts_N = np.zeros(0, dtype=np.int64)
         lengths_N = encoded.lengths_N
@@ -115,21 +116,29 @@ class Prefix:
             self.starts_N = np.empty(len(self.encoded), dtype=np.int64)
             self.starts_N[self.order_N] = ends - counts_N[self.order_N]
             self.counts_N = counts_N
-            self._check()
+        self.check()
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """See that the network gives with what is put in what it gives without.
+
+        Raises:
+            SveError: it gives something else.
+        """
         rows_B = self.order_N[[0, -1]]
         inputs = self._inputs(rows_B)
-        plain = self._seeded(inputs, 0)
-        with self.given(rows_B, inputs):
-            mine = self._seeded(inputs, 0)
+        with torch.no_grad():
+            plain = self._seeded(inputs, 0)
+            with self.given(rows_B, inputs):
+                mine = self._seeded(inputs, 0)
         allowed = {torch.float32: 1e-4, torch.float64: 1e-9}.get(self.dtype, 0.05)
         if not float((plain - mine).abs().max()) <= allowed * (1 + float(plain.abs().max())):
             raise SveError("This network needs its frozen blocks for more than what follows them.", HINT)
 
     def of(self, rows_B: np.ndarray, inputs: Inputs) -> Tensor:
-        """The stored values of these samples, laid out as the batch `inputs` is: (B, W, F), 0 where it is padded."""
-        assert self.stored is not None
+        """The values of these samples, laid out as the batch `inputs` is: (B, W, F); stored ones are 0 where it is padded."""
+        if self.stored is None:
+            with torch.no_grad():
+                return self._hidden(inputs, 0)
         if not self.texts:
             return self.stored[torch.from_numpy(self.starts_N[rows_B])].to(self.device)
         seen_BW = inputs["attention_mask"].bool().reshape(len(rows_B), -1)
@@ -141,8 +150,8 @@ class Prefix:
 
     @contextmanager
     def given(self, rows_B: np.ndarray, inputs: Inputs, copies: int = 1) -> Iterator[None]:
-        """Within: the network does not compute its frozen blocks; the first that trains gets the stored values of these samples,
-        so many times one after another."""
+        """Within: the network does not compute its frozen blocks; the first that trains gets the values of these samples, so many
+        times one after another."""
         hidden = self.of(rows_B, inputs)
         hidden = hidden if copies == 1 else hidden.repeat(copies, *[1] * (hidden.ndim - 1))
 
@@ -161,17 +170,20 @@ class Prefix:
                 vars(block).pop("forward", None)  # the class's own again
 
 
-def filled_prefix(
+def prefix_of(
     ensemble: Ensemble, encoded: Encoded, spec: TrainSpec, dtype: torch.dtype, device: torch.device, warn: Callable[[str], None]
 ) -> Prefix | None:
-    """The store that `train.prefix_cache_mb` asks for; None: it does not, or the store would be larger (`warn` is told).
+    """The store that `train.prefix_cache_mb` asks for, or an empty one where members share their batches and blocks are frozen.
+
+    None: neither; also where the store would be larger than allowed (`warn` is told).
 
     Raises:
-        SveError: there can be none: nothing is frozen, or what is frozen gives something else each time.
+        SveError: the store was asked for and cannot be: nothing is frozen, or what is frozen gives something else each time.
     """
-    if not spec.prefix_cache_mb:
+    shares = ensemble.member_batches == "shared" and ensemble.n_members > 1 and spec.member_execution == "batched"
+    if not spec.prefix_cache_mb and not shares:
         return None
-    if encoded.augments:
+    if spec.prefix_cache_mb and encoded.augments:
         raise SveError(
             "train.prefix_cache_mb is set, but images are augmented anew at every step.", f"Write data.augment: none. {HINT}"
         )
@@ -181,14 +193,19 @@ def filled_prefix(
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
             return ensemble(inputs, (0,)).logits_MBC
 
-    prefix = Prefix(ensemble, encoded, run, device)
-    if prefix.megabytes() > spec.prefix_cache_mb:
+    try:
+        prefix = Prefix(ensemble, encoded, run, device)
+        fits = prefix.megabytes() <= spec.prefix_cache_mb
+        (prefix.fill if fits else prefix.check)()
+    except SveError:
+        if spec.prefix_cache_mb:
+            raise
+        return None  # every member computes its own
+    if spec.prefix_cache_mb and not fits:
         warn(
             f"The frozen blocks' outputs take {prefix.megabytes():.0f} MB, more than train.prefix_cache_mb: computed at every step."
         )
-        return None
-    prefix.fill()
-    return prefix
+    return prefix if fits or shares else None
 
 
 class _Reached(Exception):

@@ -14,6 +14,7 @@ from sve_cli.training import Checkpointer
 from sve_cli.training.prefix import Prefix
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "float32", "select": "last"}
+FROZEN = {"vit": "blocks.0.mlp.fc2", "bert": "bert.encoder.layer.0.intermediate.dense"}
 QUIET: dict[str, Any] = {"dropout": "off"}
 
 
@@ -42,7 +43,7 @@ def gradients(made: Any, megabytes: int) -> dict[str, Tensor]:
 
     trainer._clip = keep
     trainer.fit()
-    assert (trainer.prefix is None) == (megabytes == 0)
+    assert (trainer.prefix is not None and trainer.prefix.stored is not None) == (megabytes > 0)
     return taken
 
 
@@ -57,10 +58,35 @@ def test_the_gradients_are_those_without_it(lab: Any, network: str, batches: str
         assert float(gradient.abs().max()) > 0
 
 
+@pytest.mark.parametrize("network", ["vit", "bert"])
+def test_members_that_share_batches_share_the_frozen_blocks(lab: Any, network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(shared: bool) -> tuple[dict[str, Tensor], int]:
+        made = built(lab, network, double=True, member_batches="shared")
+        if not shared:
+            monkeypatch.setattr("sve_cli.training.loop.prefix_of", lambda *args: None)
+        rows: list[int] = []
+        frozen = made.ensemble.network.get_submodule(FROZEN[network])
+        frozen.register_forward_hook(lambda module, args, output: rows.append(len(output)))
+        return gradients(made, 0), rows[-1]
+
+    (shared, once), (plain, each) = step(True), step(False)
+    assert each == 2 * once == 2 * SETTINGS["batch_size"]
+    for name, gradient in plain.items():
+        torch.testing.assert_close(shared[name], gradient, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("how", [{"last_blocks": None, "params": QUIET}, {"last_blocks": 1, "params": {"dropout": "checkpoint"}}])
+def test_members_that_share_batches_compute_what_is_random_or_trains_themselves(lab: Any, how: dict[str, Any]) -> None:
+    how = {**how, "params": {**how["params"], "member_batches": "shared"}}
+    trainer = lab.build("bert", members=2, **how).trainer(TrainSpec(**{**SETTINGS, "epochs": 1}))
+    trainer.fit()
+    assert trainer.prefix is None
+
+
 def test_the_frozen_blocks_are_not_computed(lab: Any) -> None:
     made = built(lab, "bert")
     calls: list[int] = []
-    frozen = made.ensemble.network.get_submodule("bert.encoder.layer.0.intermediate.dense")
+    frozen = made.ensemble.network.get_submodule(FROZEN["bert"])
     frozen.register_forward_hook(lambda *args: calls.append(1))
     made.fit(**SETTINGS, prefix_cache_mb=50)
     assert len(calls) <= 6  # probing, filling and checking; six steps follow

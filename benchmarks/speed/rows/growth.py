@@ -48,7 +48,7 @@ def _curve(context: Context, key: str, sizes: list[int], scale: Callable[[int], 
     `off_line` how far the medians lie from the best straight line, relative to the largest."""
     shapes = {str(n): replace(_base(context), **{key: n}) for n in sizes}  # type: ignore[arg-type]
     steps = {name: EnsembleSteps(open_bench(shape, context.store), "sve") for name, shape in shapes.items()}
-    times = interleave(steps, context.repeats, context.seconds, context.clock)
+    times = interleave(steps, context.repeats, context.pick(2.0, 5.0, context.seconds), context.clock)
     x = np.array([scale(n) for n in sizes])
     y = np.array([Spread.of(times[str(n)]).median for n in sizes])
     slope, start = np.polyfit(x, y, 1)
@@ -69,17 +69,27 @@ def _curve(context: Context, key: str, sizes: list[int], scale: Callable[[int], 
 def member_memory(context: Context) -> dict[str, Any]:
     """Peak memory that one more member adds, against the bytes that its backward pass keeps."""
     base = replace(_base(context), batch=context.pick(2, 16, 32), length=context.pick(8, 128, 128))
-    sizes = context.pick([1, 2], [1, 2, 4], [1, 2, 4, 8])
-    found = {}
-    for m in sizes:
-        settings = {"shape": vars(replace(base, members=m)), "contender": "sve"}
-        child = run_child("training_memory", settings, context.store)
-        found[m] = child["peak"] - child["before"]
+    sizes = context.pick([1, 2], [1, 4], [1, 2, 4, 8])
+
+    def peaks(contender: str) -> list[int]:
+        found = []
+        for m in sizes:
+            settings = {"shape": vars(replace(base, members=m)), "contender": contender}
+            child = run_child("training_memory", settings, context.store)
+            found.append(child["peak"] - child["before"])
+        return found
+
+    plain, saving = peaks("sve"), peaks("sve_saving")
     kept = run_child("saved_activations", {"shape": vars(replace(base, members=1))}, context.store)["bytes"]
-    slope = float(np.polyfit(sizes, [found[m] for m in sizes], 1)[0])
+    per_member, per_member_saving = (float(np.polyfit(sizes, found, 1)[0]) / kept for found in (plain, saving))
+    title = "memory of one more member against the activations it keeps"
     return {
         "setting": {"words": base.words()},
-        "contenders": {f"members {m}": {"peak_mb": digits(b / 1e6)} for m, b in found.items()}
+        "contenders": {f"members {m}": {"peak_mb": digits(b / 1e6)} for m, b in zip(sizes, plain, strict=True)}
+        | {f"members {m}, train.save_memory": {"peak_mb": digits(b / 1e6)} for m, b in zip(sizes, saving, strict=True)}
         | {"kept for the backward pass, one member": {"peak_mb": digits(kept / 1e6)}},
-        "ratios": [ratio("per_member", "memory of one more member against the activations it keeps", [slope / kept])],
+        "ratios": [
+            ratio("per_member", title, [per_member]),
+            ratio("per_member_saving", f"{title} without train.save_memory, with it", [per_member_saving]),
+        ],
     }

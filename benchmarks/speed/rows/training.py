@@ -40,7 +40,7 @@ def minilm_small_batch(context: Context) -> dict[str, Any]:
 
 def minilm_large_batch(context: Context) -> dict[str, Any]:
     """MiniLM's architecture, 128 tokens, 32 texts a member."""
-    return _row(context, Shape("minilm", context.pick(1, 2, 6), context.pick(16, 128, 128), context.pick(4, 32, 32)), LARGE)
+    return _row(context, Shape("minilm", context.pick(1, 1, 6), context.pick(16, 128, 128), context.pick(4, 32, 32)), LARGE)
 
 
 def clinc150_small_batch(context: Context) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
     python benchmarks/results.py write            renew every marked region of docs/results.md
     python benchmarks/results.py check            exit code 1 when a region does not say what the files say
-    python benchmarks/results.py keep RUN NAME    store a run's report as benchmarks/results/kept/NAME.json
+    python benchmarks/results.py keep RUN NAME    store a run's report, or the diversity.json of a folder, as
+                                                  benchmarks/results/kept/NAME.json
 
 A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
-`<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
+`<!-- diversity: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 import sys
@@ -18,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from sve_cli.benchmark import BenchRow, BenchTable, build_table, higher_is_better, load_cells, load_grids
+from sve_cli.diversity import RankCorrelation
 from sve_cli.errors import SveError
 from sve_cli.render import markdown
 from sve_cli.render.bench import sections, verdict
-from sve_cli.render.tables import Table
+from sve_cli.render.diversity import UNCERTAINTIES, format_correlation, format_pair
+from sve_cli.render.tables import MISSING, Table
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, read_json, write_json, write_text
 from sve_cli.workflows.bench_cells import shown_command
@@ -29,14 +33,23 @@ from sve_cli.workflows.bench_cells import shown_command
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
-REGION = re.compile(r"(<!-- (runs|ood|bench|overview|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL)
+REGION = re.compile(
+    r"(<!-- (runs|ood|bench|overview|diversity|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 OOD = "ood"
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
 
 
 def keep(folder: str, name: str) -> Path:
-    """Store what a run's newest report says, without folders of this machine."""
+    """Store what a run's newest report says, or what `sve diversity` found, without folders of this machine."""
+    path = RESULTS / "kept" / f"{name}.json"
+    if (found := Path(folder) / "diversity.json").is_file():
+        document = read_json(found)
+        source = document["provenance"]
+        source |= {"command": shown_command(source["command"].split()), "run": Path(source["run"]).name}
+        write_json(path, document)
+        return path
     run = RunDir.open(Path(folder))
     report = Report.load(run.evaluations()[0] / "report.json")
     command = shown_command(str(read_json(run.path / "recipe.lock.json")["command"]).split())
@@ -47,7 +60,6 @@ def keep(folder: str, name: str) -> Path:
         "parameters": report.parameters, "training": report.provenance["training"],
         "environment": report.provenance["environment"],
     }  # fmt: skip
-    path = RESULTS / "kept" / f"{name}.json"
     write_json(path, document)
     return path
 
@@ -91,6 +103,30 @@ def ood_region(name: str) -> str:
     rows = [[s, *(number(values, f"ood.{s}.{k}.auroc_ood", 100, 1) for k in scores)] for s in dict.fromkeys(p[1] for p in found)]
     heads = ["OOD AUROC %", *(k.replace("_", " ") for k in scores)]
     return f"{markdown.table(Table(heads, rows))}\n"
+
+
+def diversity_region(names: str) -> str:
+    """How unlike the members of kept runs are, and what the rank correlations of uncertainty with distance are."""
+    kept = {name: read_json(RESULTS / "kept" / f"{name}.json") for name in names.split()}
+    keys = list(dict.fromkeys(key for found in kept.values() for key in found["pairs"]))
+    titles = {key: found["pairs"][key]["title"] for found in kept.values() for key in found["pairs"]}
+    heads = ["method", *(f"{titles[k]} %" if k == "disagreement" else titles[k] for k in keys)]
+    rows, distances = [], []
+    for found in kept.values():
+        method = found["title"].removeprefix("Diversity of ").partition(",")[0]
+        means = {key: measure["mean"] for key, measure in found["pairs"].items()}
+        rows.append([method, *(MISSING if means.get(k) is None else format_pair(k, means[k]) for k in keys)])
+        for line in found["distance"]:
+            plain = {k: c | {"value": math.nan if c["value"] is None else c["value"]} for k, c in line["correlations"].items()}
+            shown = {k: format_correlation(RankCorrelation(**c)) for k, c in plain.items()}
+            distances.append([method, line["name"], f"{line['n']:,}", *(shown[k] for k in UNCERTAINTIES)])
+    correlations = markdown.table(Table(["method", "samples", "number", *UNCERTAINTIES.values()], distances))
+    commands = "\n".join(found["provenance"]["command"] for found in kept.values())
+    files = ", ".join(f"`benchmarks/results/kept/{name}.json`" for name in kept)
+    text = (
+        "Means over pairs of members, and rank correlations of a sample's uncertainty with its distance to the training features:"
+    )
+    return f"{text}\n\n{markdown.table(Table(heads, rows))}\n\n{correlations}\n\nFrom {files}:\n\n```\n{commands}\n```\n"
 
 
 def tuning_region(name: str) -> str:
@@ -178,7 +214,7 @@ def renewed(text: str) -> str:
         SveError: a file that a region names is missing or damaged.
     """
     made = {"runs": runs_region, "ood": ood_region, "bench": bench_region, "overview": overview_region}
-    made |= {"tuning": tuning_region, "decomposition": decomposition_region}
+    made |= {"diversity": diversity_region, "tuning": tuning_region, "decomposition": decomposition_region}
     return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
 
 

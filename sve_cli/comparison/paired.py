@@ -100,12 +100,16 @@ def differences(statistics: Sequence[Statistic], strata: Sequence[int], settings
 
 
 def centred_interval(values_R: np.ndarray, value: float, confidence: float) -> tuple[float, float]:
-    """The percentile interval of resampled differences, moved so that their mean is the difference seen.
+    """The percentile interval of resampled differences, moved so that their mean is the difference seen where the two differ.
 
     A resample's calibration error is biased upward, and more so for the system with the flatter probabilities: without
-    centring the interval of a difference would carry that bias a second time.
+    centring the interval of a difference would carry that bias a second time. A mean over samples has no such bias: what its
+    resamples' mean is off by is chance (here: within three standard errors) and moves nothing, lest an end at exactly 0, where
+    few samples differ, fall on either side of it.
     """
-    return percentile_interval(values_R - values_R.mean() + value, confidence)
+    bias = float(values_R.mean()) - value
+    by_chance = 3.0 * float(values_R.std()) / math.sqrt(len(values_R)) + 1e-12
+    return percentile_interval(values_R - bias if abs(bias) > by_chance else values_R, confidence)
 
 
 def _mean(functions: Sequence[Weighted], weights_NR: np.ndarray) -> np.ndarray:

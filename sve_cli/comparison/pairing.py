@@ -45,7 +45,7 @@ def align(systems: Sequence[Predictions], names: Sequence[str] | None = None) ->
         if len(shared) < LEAST_SHARED * system.n_samples or not shared:
             raise SveError(
                 f"Only {len(shared):,} of the {system.n_samples:,} samples of {name} are also in the others it is compared with.",
-                "Compare predictions on the same split of the same data (and with the same --limit).",
+                "Compare predictions on the same split of the same data, drawn alike (the same --limit and data.seed).",
             )
     kept = [_rows(_classes(system, systems[0], name, called[0]), shared) for system, name in zip(systems, called, strict=True)]
     labels_N, soft_NC = _labels(kept, called), next((p.soft_labels_NC for p in kept if p.soft_labels_NC is not None), None)

@@ -25,9 +25,10 @@ BOOTSTRAP = 1000
 def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | None = None) -> dict[str, Any] | None:
     """Every row minus the reference row, over the seeds both have; None where no two rows' runs are at hand.
 
-    The reference is the study's; unless it names one, it is `sve`, else `single`, else the first row. `temperature.`
-    differences compare the temperature-scaled other row with the plain reference: better calibration must hold against that
-    too. A row whose samples cannot be paired with the reference's (other classes, another test set) is left out with a warning.
+    The reference is the study's; unless it names one, it is `sve` (in a sweep its first row), else `single`, else the first row.
+    `temperature.` differences compare the temperature-scaled other row with the plain reference: better calibration must hold
+    against that too. A row whose samples cannot be paired with the reference's (other classes, another test set) is left out
+    with a warning, which `left_out` repeats.
     """
     runs: dict[str, dict[int, RunDir]] = {}
     for cell in cells:
@@ -35,8 +36,9 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
             runs.setdefault(cell.row, {})[cell.seed] = run
     if len(runs) < 2:
         return None
-    reference = next((name for name in (study.reference, *PREFERRED) if name in runs), next(iter(runs)))
-    rows = {}
+    firsts = [cell.row for method in PREFERRED for cell in cells if cell.method == method]
+    reference = next((name for name in (study.reference, *PREFERRED, *firsts) if name in runs), next(iter(runs)))
+    rows, left_out = {}, []
     for name, found in runs.items():
         seeds = sorted(found.keys() & runs[reference].keys())
         if name == reference or not seeds:
@@ -44,9 +46,9 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
         try:
             rows[name] = _rows([runs[reference][s] for s in seeds], [found[s] for s in seeds]) | {"seeds": seeds}
         except SveError as error:
-            drawn = " With --limit each seed draws rows of its own, unless data.seed is set." if study.limit else ""
-            (log or Silent()).warn(f"{name} is not compared with {reference}: {error.message}{drawn}")
-    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": rows}
+            left_out.append(f"{name} (B) is not compared with {reference} (A): {error.message}")
+            (log or Silent()).warn(left_out[-1])
+    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": rows, "left_out": left_out}
 
 
 def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:

@@ -336,17 +336,18 @@ def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(benched: Path, m
         raise SveError("Only 3 of the 24 samples are shared.")
 
     monkeypatch.setattr(bench_paired, "_rows", refuse)
-    assert bench_paired.paired_differences(study, cells, log) == {"reference": "sve", "bootstrap": 20, "rows": {}}
-    assert log.lines == [
-        "warning: heads_only is not compared with sve: Only 3 of the 24 samples are shared. "
-        "With --limit each seed draws rows of its own, unless data.seed is set."
-    ]
+    why = "heads_only (B) is not compared with sve (A): Only 3 of the 24 samples are shared."
+    nothing = {"reference": "sve", "bootstrap": 20, "rows": {}, "left_out": [why]}
+    assert bench_paired.paired_differences(study, cells, log) == nothing and log.lines == [f"warning: {why}"]
     assert bench_paired.paired_differences(replace(study, runs=benched / "nowhere"), cells) is None
     monkeypatch.undo()
     monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
     turned = bench_paired.paired_differences(replace(study, reference="heads_only"), cells)
     assert turned is not None and turned["reference"] == "heads_only"
     assert turned["rows"]["sve"]["differences"]["nll"]["difference"] == pytest.approx(-keys["nll"]["difference"])
+    swept = [replace(cell, sweep={"method.params.rank": "4"}) if cell.method == "sve" else cell for cell in cells]
+    found = bench_paired.paired_differences(study, swept)
+    assert found is not None and found["reference"] == "sve (rank=4)"  # the first row of sve, whatever comes before it
 
 
 def test_ctrl_c_ends_every_process_and_says_how_to_go_on(sve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -163,9 +163,7 @@ class RunDir:
             SveError: there is no run.
         """
         if not (path / "recipe.yaml").is_file():
-            raise SveError(
-                f"There is no run at '{path}'.", "Name the folder that `sve train` printed, or leave RUN out for the newest."
-            )
+            raise SveError(f"There is no run at '{path}'.", "Name the folder that `sve train` printed.")
         return RunDir(path)
 
     @staticmethod

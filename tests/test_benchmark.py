@@ -140,6 +140,20 @@ def test_notes_claim_equal_steps_only_where_they_are() -> None:
     assert "cycles of snapshot" in build_table([cell("snapshot")], {}, None).notes[0]
 
 
+def test_a_table_of_limited_rows_says_so() -> None:
+    limited = [cell("single", limit=24), cell("sve", limit=24)]
+    assert build_table(limited, {}, None).notes == ["Limited to 24 rows a split: not comparable with full runs."]
+
+
+def test_notes_say_what_scaled_differences_are_against_and_which_rows_have_none() -> None:
+    difference = {"difference": 0.1, "low": 0.0, "high": 0.2, "verdict": "B better"}
+    paired = {"reference": "sve", "rows": {"single": {"differences": {"nll": difference}}}, "left_out": ["lora has other rows."]}
+    assert build_table([cell()], {}, None, paired).notes == ["lora has other rows."]
+    scaled = {"reference": "sve", "rows": {"single": {"differences": {"temperature.nll": difference}}}}
+    [note] = build_table([cell()], {}, None, scaled).notes
+    assert "'row temperature-scaled, reference not'" in note and "with sve as it is, before temperature scaling" in note
+
+
 def test_costs_belong_to_the_row_of_their_name() -> None:
     costs = {"methods": {"sve (members=2)": {"train_time": 2.0}, "sve": {"train_time": 9.0}}}
     [row] = build_table([cell(sweep={"method.members": "2"})], {}, costs).rows
@@ -207,6 +221,17 @@ def damaged(text: str, **changes: Any) -> str:
         (damaged(cell().to_json(), seed="0"), "is damaged: seed"),
         (damaged(cell().to_json(), training={"seconds": 1.0, "steps": 2}), "is damaged: training.peak_memory_mb"),
         (damaged(cell().to_json(), rates={}), "is damaged: rates.factor"),
+        (damaged(cell().to_json(), metrics={"accuracy": 0.5, "nll": "bad"}), "is damaged: metrics.nll"),
+        (damaged(cell().to_json(), metrics={"accuracy": 0.5, "nll": 0.1, "brier": True}), "is damaged: metrics.brier"),
+        (damaged(cell().to_json(), metrics={"accuracy": 0.5, "nll": 10**400}), "is damaged: metrics.nll"),
+        (damaged(cell().to_json(), metrics={"nll": 0.3}), "is damaged: metrics.accuracy"),
+        (damaged(cell().to_json(), metrics={"accuracy": 0.3}), "is damaged: metrics.nll"),
+        (damaged(cell().to_json(), parameters={"sigma": "many"}), "is damaged: parameters.sigma"),
+        (damaged(cell().to_json(), parameters={"stored_bytes": [1]}), "is damaged: parameters.stored_bytes"),
+        (damaged(cell().to_json(), rows={}), "is damaged: rows is"),
+        (damaged(cell().to_json(), rows={"test": 0}), "is damaged: rows.test"),
+        (damaged(cell().to_json(), rows={"test": "9"}), "is damaged: rows.test"),
+        (damaged(cell().to_json(), sweep={"method.members": 2}), "is damaged: sweep.method.members"),
     ],
 )
 def test_files_that_are_no_cells_are_refused_in_a_sentence(text: str, saying: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def build_table(
     """The table over finished cells of one task.
 
     Args:
-        grids: method -> its learning-rate grid. costs: the document of `costs.json`.
+        grids: method -> its learning-rate grid. costs, paired: the documents of `costs.json` and `paired.json`.
 
     Raises:
         SveError: there are no cells, or they do not belong together.
@@ -47,7 +47,7 @@ def build_table(
     sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
     return BenchTable(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
-        notes=_notes(cells, grids), commands=list(dict.fromkeys(c.command for c in cells)),
+        notes=[*_notes(cells, grids), *_paired_notes(paired or {})], commands=list(dict.fromkeys(c.command for c in cells)),
         paired=None if paired is None else dict(paired),
     )  # fmt: skip
 
@@ -116,7 +116,8 @@ def _ood_means(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
-    notes = []
+    limit = cells[0].limit  # one for all cells of a table
+    notes = [] if limit is None else [f"Limited to {limit} rows a split: not comparable with full runs."]
     steps = {c.row: c.training["steps"] for c in cells}
     used = [(c, g) for c in cells if (g := searched(c, grids))]
     if used:
@@ -134,4 +135,16 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     same_steps = not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
     if len(set(steps.values())) > 1 and same_steps:
         notes.append("Every member takes the same number of optimiser steps (deep_ensemble: one member after another).")
+    return notes
+
+
+def _paired_notes(paired: Mapping[str, Any]) -> list[str]:
+    """How to read the paired differences, and which rows have none."""
+    keys = {key for row in paired.get("rows", {}).values() for key in row["differences"]}
+    notes = list(paired.get("left_out", []))
+    if any(key.startswith("temperature.") for key in keys):
+        notes.append(
+            "Paired differences marked 'row temperature-scaled, reference not' compare the row after temperature scaling with "
+            f"{paired['reference']} as it is, before temperature scaling."
+        )
     return notes

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ REFERENCE = "single"  # what costs are relative to
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
 TRAINED = ("sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone")
 _HIGHER = ("accuracy", "macro_f1", "auroc_ood", "aupr_ood", "aupr_id")
+_VERDICT = re.compile(r"tie\b.*|[AB] (better|higher)")
 _NEUTRAL = ("entropy_mean", "expected_entropy_mean", "mutual_information_mean", "disagreement")
 
 
@@ -97,14 +100,64 @@ class CellResult:
         """Read a cell.
 
         Raises:
-            SveError: unreadable, or not a cell.
+            SveError: unreadable, not a cell, or without the numbers that a table is made of.
         """
         raw = read_document(path, CELL_SCHEMA, CellResult)
-        found = {f"training.{k}": raw["training"].get(k) for k in ("seconds", "steps", "peak_memory_mb")}
-        for key, value in {**found, "rates.factor": raw["rates"].get("factor")}.items():
-            if not isinstance(value, (int, float)):
-                raise damaged(path, key)
+        if key := _unusable(raw):
+            raise damaged(path, key)
         return CellResult(**raw)
+
+
+def _unusable(cell: Mapping[str, Any]) -> str | None:
+    """The first key of a cell whose value no table can be made with; None: all are fine."""
+    metrics, shown = cell["metrics"], [k for k in (*TRAINED, "extra_fraction", "stored_bytes") if k in cell["parameters"]]
+    needed = {f"training.{k}": cell["training"].get(k) for k in ("seconds", "steps", "peak_memory_mb")}
+    needed["rates.factor"] = cell["rates"].get("factor")
+    # null: not finite. What else a method says of its parameters may be text.
+    optional = {**{f"metrics.{k}": v for k, v in metrics.items()}, **{f"parameters.{k}": cell["parameters"][k] for k in shown}}
+    faults = [
+        *(k for k, v in needed.items() if not is_number(v)),
+        *(f"metrics.{k}" for k in ("accuracy", "nll") if k not in metrics),
+        *(k for k, v in optional.items() if v is not None and not is_number(v)),
+        *(["rows"] if not cell["rows"] else []),
+        *(f"rows.{k}" for k, v in cell["rows"].items() if type(v) is not int or v < 1),
+        *(f"sweep.{k}" for k, v in cell["sweep"].items() if not isinstance(v, str)),
+    ]
+    return next(iter(faults), None)
+
+
+def is_number(value: Any) -> bool:
+    """A finite number out of a JSON document; true and false are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def check_paired(document: Any) -> str | None:
+    """The first key of a stored `paired.json` that no table can be made with; None: all are fine."""
+    if not isinstance(document, dict):
+        return "its content"
+    left_out, rows = document.get("left_out", []), document.get("rows")
+    if not isinstance(document.get("reference"), str):
+        return "reference"
+    if not isinstance(left_out, list) or not all(isinstance(text, str) for text in left_out):
+        return "left_out"
+    if not isinstance(rows, dict):
+        return "rows"
+    for name, row in rows.items():
+        found = row.get("differences") if isinstance(row, dict) else None
+        if not isinstance(found, dict):
+            return f"rows.{name}.differences"
+        for key, difference in found.items():
+            if not _is_difference(key, difference):
+                return f"rows.{name}.differences.{key}"
+    return None
+
+
+def _is_difference(key: str, found: Any) -> bool:
+    """Three numbers (NaN: not finite) and a verdict, at an address that can be read."""
+    if not isinstance(found, dict) or (key.startswith("ood.") and key.count(".") < 3):
+        return False
+    numbers = [found.get(k) for k in ("difference", "low", "high")]
+    return all(is_number(v) or v != v for v in numbers) and bool(_VERDICT.fullmatch(str(found.get("verdict"))))
 
 
 @dataclass(frozen=True)

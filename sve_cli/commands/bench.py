@@ -22,14 +22,14 @@ def bench(
     ] = "single,heads_only,deep_ensemble,lora_ensemble,sve",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method, from the recipe's on.")] = 3,
     grid: Annotated[
-        int, typer.Option(min=1, help="Points of each method's learning-rate grid: 1 (no search), 3 (1/3, 1, 3 times) or 5.")
+        int, typer.Option(help="Points of each method's learning-rate grid: 1 (no search), 3 (1/3, 1, 3 times), 5 or 7.")
     ] = 3,
     sweep: Annotated[
         list[str] | None, typer.Option(help="An ablation: recipe key and values, like method.members=1,2,4; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: bench/<recipe>.")] = None,
     reference: Annotated[str | None, typer.Option(help="The row that the paired differences are against; default: sve.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Rows per split, for a quick try.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows per split, for a quick try; the same for every seed.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs trained at once.")] = 1,
     costs: Annotated[bool, typer.Option(help="Measure FLOPs, training time and latency side by side.")] = True,
     table: Annotated[bool, typer.Option("--table", help="Train nothing: only make the table of what is there.")] = False,

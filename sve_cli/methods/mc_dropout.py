@@ -129,11 +129,12 @@ class MCDropout:
         """See `Method.build`."""
         network = backbone.fresh(share=False)
         context = MemberContext(tuple(range(spec.members)))
+        views = backbone.targets(spec, network)
         made = task.make_heads(1, seed)
         heads = OneHead([made.head(0, task.classes)], made.trainable)
         ensemble = ThinnedNetworks(backbone, network, heads, task.classes, context, member_batches="shared", dropout=True)
         ensemble.own_dropout = params.dropout == "checkpoint"
-        ensemble.views = backbone.targets(spec, network)
+        ensemble.views = views
         ensemble.masks_MI = {v.name: _mask_MI(v, spec.members, params.rate, seed) for v in ensemble.views}
         ensemble.kept = {f"{name}.mask_MI": mask for name, mask in ensemble.masks_MI.items()}
         for view in ensemble.views:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import MISSING, dataclass, field
 from typing import Any, Literal
 
+from sve_cli.registry import METHOD_ALIASES, METHODS
+
 
 def doc(
     text: str, default: Any = MISSING, *, low: float | None = None, high: float | None = None, above: float | None = None
@@ -99,7 +101,7 @@ class TaskSpec:
 class MethodSpec:
     """Which method, how many members, which layers."""
 
-    name: str = doc("A registered method or alias: sve, svf, heads_only, linear_probe, single.")
+    name: str = doc(f"A registered method or alias: {', '.join([*METHODS, *METHOD_ALIASES])}.")
     members: int = doc("Number of members M.", 4, low=1, high=256)
     targets: str | list[str] = doc(
         "auto (attention and MLP linears of the blocks), attention or mlp (one of the two), all-linear, "

@@ -13,6 +13,7 @@ from sve_cli.render.tables import MISSING, Table, format_number
 QUALITY = ("accuracy", "nll", "ece_top1_w", "brier")
 OOD = ("ood_auroc_entropy", "ood_auroc_mutual_information", "ood_auroc_max_probability", "ood_auroc_energy")
 SCALED = ("temperature.accuracy", "temperature.nll", "temperature.ece_top1_w", "temperature.brier")
+VECTOR = ("vector.accuracy", "vector.nll", "vector.ece_top1_w", "vector.brier")
 MEMBERS = ("mutual_information_mean", "disagreement")
 HUMAN = ("nll_soft", "kl_soft", "brier_soft")
 _HEADS = {
@@ -65,6 +66,7 @@ def sections(table: BenchTable) -> list[tuple[str, Table | None]]:
         ("Quality", quality_table(table, QUALITY)),
         (f"Out-of-distribution detection: AUROC %{sets}", quality_table(table, OOD)),
         ("After temperature scaling", quality_table(table, SCALED)),
+        ("After vector scaling", quality_table(table, VECTOR)),
         ("Members", quality_table(table, MEMBERS)),
         ("Against human label distributions", quality_table(table, HUMAN)),
         ("Paired differences", paired_table(table)),
@@ -109,7 +111,7 @@ def quality_table(table: BenchTable, stems: Sequence[str]) -> Table | None:
 
 def _head(key: str) -> str:
     """A metric as people call it, with its unit and which way is better; the number of bins varies."""
-    stem = key.removeprefix("temperature.").rstrip("0123456789")
+    stem = key.removeprefix("temperature.").removeprefix("vector.").rstrip("0123456789")
     better = higher_is_better(key)
     return f"{_HEADS.get(stem, stem)} {'' if better is None else '↑' if better else '↓'}".strip()
 
@@ -160,8 +162,8 @@ def paired_table(table: BenchTable) -> Table | None:
 
 
 def _metric(key: str) -> str:
-    """A report key as people call it: 'ECE % ↓, row temperature-scaled', 'AUROC % ↑, entropy, digits:ood'."""
-    where = ", row temperature-scaled" if key.startswith("temperature.") else ""
+    """A report key as people call it: 'ECE % ↓, row temperature-scaled, reference not', 'AUROC % ↑, entropy, digits:ood'."""
+    where = ", row temperature-scaled, reference not" if key.startswith("temperature.") else ""
     if key.startswith("ood."):
         name, score, _ = key[4:].rsplit(".", 2)
         where = f", {score.replace('_', ' ')}, {name}"
@@ -177,7 +179,7 @@ def verdict(difference: dict[str, Any]) -> str:
 
 def _signed(key: str, value: float) -> str:
     text = format_number(key, abs(value))
-    return f"{'−' if value < 0 else '+'}{text}"
+    return text if text == MISSING else f"{'−' if value < 0 else '+'}{text}"
 
 
 def cost_table(table: BenchTable) -> Table | None:

@@ -328,7 +328,7 @@ class Trainer:
         members = r.judged_by or r.members
         found = self.objective.validation(self.validate(members))
         if len(members) > 1 and found.get("disagreement") == 0.0 and self.spec.epochs:
-            self.log.warn("The members agree on every validation sample: they may have collapsed (see sigma_init, member_batches).")
+            self.log.warn("The members agree on every validation sample: they may have collapsed (see docs/troubleshooting.md).")
         return {**found, "sigma_distance": self._spread(list(r.members))}
 
     def _spread(self, members: list[int]) -> float | None:

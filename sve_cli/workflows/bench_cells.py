@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sve_cli.benchmark import Cell, differing_keys, row_name, without_folders
-from sve_cli.errors import SveError
+from sve_cli.errors import RecipeError, SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 
 _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
+_PARAMS = "method.params."
 RATES = ("train.lr", "train.bias_lr", "train.head_lr")
+GRIDS = (1, 3, 5, 7)  # points: 7 reach from 1/27 to 27 times the rates
 _SETS = ("data.ood", "data.ood_near", "data.ood_far")
 _PLACES = ("data.name", "data.splits.train", "data.splits.validation", "data.splits.test", *_SETS)  # these may be paths
 _NOT_SWEPT = {"seed": "Write --seeds N instead.", "method.name": "Write --methods a,b instead."}
@@ -51,7 +53,7 @@ class Study:
     @cached_property
     def first_seed(self) -> int:
         """The recipe's."""
-        return self.load(self.methods[0], {}).recipe.seed
+        return self._read(self.methods[0], {}).recipe.seed
 
     def cells(self) -> list[Cell]:
         """Every cell, seed by seed, so that an unfinished benchmark has whole tables of fewer seeds."""
@@ -65,9 +67,19 @@ class Study:
     def load(self, method: str, point: dict[str, str], more: Sequence[str] = ()) -> LoadedRecipe:
         """The recipe of a method at a sweep point. A number of members for all methods is not for those that are one network.
 
+        With `limit`, all seeds draw the same rows, so that they can be paired: `data.seed` is the first seed where it is not set.
+
         Raises:
             SveError: the recipe, an override or a sweep value is wrong.
         """
+        loaded = self._read(method, point, more)
+        data = loaded.recipe.data
+        if self.limit is None or data.seed is not None:
+            return loaded
+        return replace(loaded, recipe=replace(loaded.recipe, data=replace(data, seed=self.first_seed)))
+
+    def _read(self, method: str, point: dict[str, str], more: Sequence[str] = ()) -> LoadedRecipe:
+        """The recipe as it is written, with all overrides."""
         chosen = [f"method.name={method}"]
         fixed = method in ONE_NETWORK or "members" in METHOD_ALIASES.get(method, ("", {}))[1]
         for override in self.overrides:
@@ -75,7 +87,22 @@ class Study:
             for_all = owner is None and not (fixed and bare.partition("=")[0].strip() == "method.members")
             if for_all or owner == method:
                 chosen.append(bare)
-        return load_recipe(self.recipe, [*chosen, *(f"{k}={v}" for k, v in point.items()), *more])
+        swept = [f"{key}={value}" for key, value in point.items()]
+        try:
+            return load_recipe(self.recipe, [*chosen, *swept, *more])
+        except RecipeError as error:
+            raise self._named(error, method, swept) from error
+
+    def _named(self, error: RecipeError, method: str, swept: Sequence[str]) -> RecipeError:
+        """The error with the method that its `method.params` belong to: others may know the same key."""
+        problems = [f"for {method}: {problem}" if _PARAMS in problem else problem for problem in error.problems]
+        unknown = [problem for problem in problems if "unknown key" in problem]
+        for_all = [bare for owner, bare in map(split_override, self.overrides) if owner is None]
+        given = [text for text in (*for_all, *swept) if any(f"'{text}': {_PARAMS}" in problem for problem in unknown)]
+        if not given or len(self.methods) == 1:
+            return RecipeError(problems, error.hint)
+        alone = "" if given[0] in swept else f", or write METHOD:{given[0]} for one of the others"
+        return RecipeError(problems, f"Leave {method} out of --methods{alone}.")
 
     def cell_recipe(self, cell: Cell, factor: float) -> LoadedRecipe:
         """The recipe of one cell, with its learning rates scaled by `factor`."""
@@ -230,10 +257,10 @@ def grid_factors(points: int) -> tuple[float, ...]:
     """Factors of a learning-rate grid: 1, then one to each side by factors of 3 (3 points: 1/3, 1, 3).
 
     Raises:
-        SveError: an even number of points, which has no middle.
+        SveError: an even number of points, which has no middle, or more than are of use.
     """
-    if points < 1 or points % 2 == 0:
-        raise SveError(f"--grid {points} has no middle point.", "Write 1 (no search), 3 or 5.")
+    if points not in GRIDS:
+        raise SveError(f"--grid must be 1 (no search), 3, 5 or 7, not {points}.", "3 tries 1/3, 1 and 3 times the learning rates.")
     half = points // 2
     return tuple(float(f"{3.0**k:.6g}") for k in range(-half, half + 1))
 

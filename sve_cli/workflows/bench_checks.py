@@ -12,6 +12,7 @@ from sve_cli.benchmark import Cell, CellResult, Grid, different_task, different_
 from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.registry import ONE_NETWORK
+from sve_cli.workflows.bench_builds import check_builds
 from sve_cli.workflows.bench_cells import RATES, Study, file_stem, flat, local_paths, same_settings, split_override
 
 
@@ -20,7 +21,7 @@ def check_study(study: Study) -> None:
 
     Raises:
         SveError: a recipe that cannot be loaded, an override for an unknown method, rows or sets of one name, members of a
-            method that is one network, settings that only some methods have.
+            method that is one network, settings that only some methods have, a method that cannot be built.
     """
     for override in study.overrides:
         split_override(override)
@@ -38,6 +39,13 @@ def check_study(study: Study) -> None:
                 f"'{cell.row}' would be trained with another {differing[0]} than '{study.cells()[0].row}'.",
                 "Rows of one table may differ in method.*, their learning rates and weight decay, and in what --sweep names.",
             )
+    check_builds((cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study))
+
+
+def _to_make(study: Study) -> list[Cell]:
+    """What is still to be trained, searches first."""
+    grids = [study.grid_cell(method) for method in searches(study) if not study.grid_path(method).is_file()]
+    return [*grids, *(cell for cell in study.cells() if not study.result_path(cell).is_file())]
 
 
 def check_reference(study: Study, cells: Sequence[Cell | CellResult]) -> None:

@@ -152,11 +152,22 @@ def test_paired_differences_metric_by_metric_with_the_rows_verdict() -> None:
     assert shown.rows == [
         ["NLL ↓", "single", "−0.010 (−0.030 to +0.010)", "tie"],
         ["NLL ↓", "lora", "+0.020 (+0.010 to +0.030)", "worse"],
-        ["ECE % ↓, row temperature-scaled", "single", "−1.1 (−2.0 to −0.5)", "better"],
+        ["ECE % ↓, row temperature-scaled, reference not", "single", "−1.1 (−2.0 to −0.5)", "better"],
         ["AUROC % ↑, entropy, a.b:c", "lora", "+5.0 (+1.0 to +9.0)", "better"],
     ]
     assert shown.strong == {1, 2, 3}
     assert dict(sections(table(row("sve"), paired={"reference": "sve", "rows": {}})))["Paired differences"] is None
+
+
+def test_vector_scaling_has_a_section_where_it_was_fitted() -> None:
+    fitted = {f"{way}.{key}": Spread(value, None, value, 1) for way, value in (("temperature", 0.3), ("vector", 0.2))
+              for key in ("accuracy", "nll", "ece_top1_w15", "brier")}  # fmt: skip
+    page = table(row("sve", metrics=fitted, seeds=[0]), row("single"))
+    shown = dict(sections(page))["After vector scaling"]
+    assert shown is not None and shown.columns == ["Row", "M", "Seeds", "Accuracy % ↑", "NLL ↓", "ECE % ↓", "Brier ↓"]
+    assert shown.rows == [["sve", "4", "1", "20.0", "0.200", "20.0", "0.200"], ["single", "4", "3", "–", "–", "–", "–"]]
+    assert "## After vector scaling" in render_markdown(page) and "After vector scaling" in render_html(page)
+    assert dict(sections(table(row("sve"))))["After vector scaling"] is None
 
 
 def test_the_front_by_hand() -> None:

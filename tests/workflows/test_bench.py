@@ -156,7 +156,7 @@ def test_a_cell_is_what_sve_train_gives(method: str, seed: int, sve: Any, benche
         (["--sweep", "method.members=1,x"], "method.members"),
         (["--sweep", ""], "cannot be read"),
         (["--sweep", "seed=1,2"], "--seeds"),
-        (["--grid", "2"], "no middle point"),
+        (["--grid", "2"], "--grid must be 1 (no search), 3, 5 or 7, not 2."),
         (["--reference", "svo"], "--reference 'svo' is no row of this table"),
         (["--table", "--reference", "single"], "Its rows are: heads_only; sve."),
         (["--methods", "sve,single", "--sweep", "method.members=1,2"], "single is one network"),

@@ -90,7 +90,7 @@ def test_grid_factors() -> None:
     assert grid_factors(3) == (0.333333, 1.0, 3.0)
     assert grid_factors(5) == (0.111111, 0.333333, 1.0, 3.0, 9.0)
     for points in (0, 2, 4, -1):
-        with pytest.raises(SveError, match="no middle point"):
+        with pytest.raises(SveError, match="--grid must be 1"):
             grid_factors(points)
 
 
@@ -117,9 +117,9 @@ def test_a_prefix_that_is_no_method_is_refused(study: Study) -> None:
 
 
 def test_an_override_for_one_method_reaches_only_that(study: Study) -> None:
-    own = replace(study, overrides=("train.epochs=2", "sve:train.lr=0.5", "data.ood=[digits:ood]", "deep_ensemble:train.lr=7"))
+    own = replace(study, overrides=("train.epochs=2", "sve:train.lr=0.5", "data.ood=[digits:ood]", "single:train.lr=0.25"))
     recipes = {method: own.load(method, {}).recipe for method in own.methods}
-    assert (recipes["sve"].train.lr, recipes["single"].train.lr) == (0.5, None)
+    assert (recipes["sve"].train.lr, recipes["single"].train.lr) == (0.5, 0.25)
     assert {r.train.epochs for r in recipes.values()} == {2} and recipes["single"].data.ood == ["digits:ood"]
     check_study(own)
 

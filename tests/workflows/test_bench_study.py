@@ -1,0 +1,168 @@
+"""What `sve bench` promises of a study before anything is trained: rows that can be paired, and faults found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from sve_cli.cli import app
+from sve_cli.data.load import load_data
+from sve_cli.errors import RecipeError, SveError
+from sve_cli.factors import FactorStore
+from sve_cli.recipe import digest, load_recipe
+from sve_cli.recipe.schema import recipes_reference
+from sve_cli.registry import METHOD_ALIASES, METHODS
+from sve_cli.rundir import RunDir
+from sve_cli.workflows import bench_builds
+from sve_cli.workflows.bench import bench
+from sve_cli.workflows.bench_cells import Study, grid_factors
+from sve_cli.workflows.bench_checks import _to_make, check_study
+from sve_cli.workflows.session import Silent
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """Two seeds of single and sve on the digits, in an empty folder; a decomposition fails the test."""
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("a weight was decomposed")
+
+    monkeypatch.setattr(FactorStore, "get", refuse)
+    return Study(
+        recipe="quickstart", overrides=("seed=5",), methods=("single", "sve"), seeds=2, sweep={}, factors=(1.0,),
+        out=tmp_path / "out", runs=tmp_path / "runs",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the checkpoints that the check opens."""
+    names: list[str] = []
+    load: Callable[..., Any] = bench_builds.load_backbone
+
+    def counted(spec: Any, task_name: str) -> Any:
+        names.append(spec.name)
+        return load(spec, task_name)
+
+    monkeypatch.setattr(bench_builds, "load_backbone", counted)
+    return names
+
+
+def test_with_a_limit_every_seed_draws_the_rows_of_the_first(study: Study) -> None:
+    limited = replace(study, limit=24)
+    recipes = [limited.cell_recipe(cell, 1.0).recipe for cell in limited.cells()]
+    assert [(r.seed, r.data.seed) for r in recipes] == [(5, 5), (5, 5), (6, 5), (6, 5)]
+    tests = [load_data(r.data, "image", r.seed, 24, ("test",)).test for r in recipes[1:3]]
+    assert tests[0] is not None and tests[1] is not None and tests[0].ids_N == tests[1].ids_N and len(tests[0]) == 24
+    alone = load_recipe("quickstart", ["method.name=sve", "seed=6", "data.seed=5"]).recipe  # a separate run repeats the cell
+    assert digest(alone) == digest(recipes[3])
+    own = replace(limited, overrides=("seed=5", "data.seed=9"))
+    assert {own.cell_recipe(cell, 1.0).recipe.data.seed for cell in own.cells()} == {9}
+
+
+def test_without_a_limit_nothing_changes(study: Study) -> None:
+    recipes = [study.cell_recipe(cell, 1.0).recipe for cell in study.cells()]
+    plain = [load_recipe("quickstart", [f"method.name={c.method}", "seed=5", f"seed={c.seed}"]).recipe for c in study.cells()]
+    assert [digest(r) for r in recipes] == [digest(r) for r in plain] and {r.data.seed for r in recipes} == {None}
+
+
+def test_a_grid_has_at_most_seven_points(sve: Any) -> None:
+    assert grid_factors(7) == (0.037037, 0.111111, 0.333333, 1.0, 3.0, 9.0, 27.0)
+    for points in (9, 1001, 4, 0, -3):
+        with pytest.raises(SveError, match=f"not {points}."):
+            grid_factors(points)
+    sve.check_refuses("bench", "quickstart", "--grid", "2001", saying="--grid must be 1 (no search), 3, 5 or 7, not 2001.")
+
+
+@pytest.mark.parametrize(
+    ("methods", "overrides", "saying"),
+    [
+        ("sve", ["method.params.rank_start=8", "method.params.rank=4"], "'sve' cannot be trained: method.params.rank_start is 8"),
+        ("single,sve", ["sve:method.targets=re:nothing"], "'sve' cannot be trained: method.targets: 're:nothing' matches no layer"),
+        ("single,lora_ensemble", ["method.exclude=[nothing]"], "'lora_ensemble' cannot be trained: method.exclude: 'nothing'"),
+        ("sve_lora", ["method.params.lora_targets=[nothing]"], "'nothing' matches no layer"),
+        ("sve,sve_band", ["method.params.rank=4"], "'sve_band' cannot be trained: sve_band trains every direction"),
+        ("lora_ensemble", ["method.params.alpha=2"], "'lora_ensemble' cannot be trained: method.params.alpha is set"),
+    ],
+)
+def test_what_a_method_refuses_is_refused_before_any_training(
+    methods: str, overrides: list[str], saying: str, study: Study, opened: list[str]
+) -> None:
+    with pytest.raises(SveError) as caught:
+        check_study(replace(study, methods=tuple(methods.split(",")), overrides=tuple(overrides)))
+    assert saying in str(caught.value) and opened == ["digits_vit"]
+    assert not study.out.exists() and not study.runs.exists()
+
+
+def test_the_last_row_of_a_sweep_is_checked_too_and_the_checkpoint_opened_once(study: Study, opened: list[str]) -> None:
+    swept = replace(study, methods=("sve", "deep_ensemble"), seeds=1, sweep={"method.targets": ["mlp", "re:fc1", "re:nothing"]})
+    with pytest.raises(SveError, match=r"'sve \(targets=re:nothing\)' cannot be trained"):
+        check_study(swept)
+    check_study(replace(swept, sweep={"method.targets": ["mlp", "re:fc1"]}))
+    assert opened == ["digits_vit"] * 2
+    check_study(replace(study, methods=tuple(METHODS), seeds=1, overrides=("data.limit=9",)))  # all of them can be built
+    assert len(opened) == 3
+
+
+def test_what_is_finished_needs_no_checkpoint(study: Study, opened: list[str]) -> None:
+    study.out.mkdir()
+    for cell in study.cells():
+        study.result_path(cell).touch()
+    assert _to_make(study) == []
+    searched = replace(study, factors=(0.333333, 1.0, 3.0))
+    assert _to_make(searched) == [searched.grid_cell("single"), searched.grid_cell("sve")]
+    bench_builds.check_builds([])
+    assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ({"sweep": {"method.params.rank": ["8", "16"]}}, "Leave single out of --methods."),
+        ({"overrides": ("method.params.rank=8",)}, "or write METHOD:method.params.rank=8 for one of the others."),
+        ({"overrides": ("single:method.params.rank=8",)}, ""),
+    ],
+)
+def test_a_parameter_of_other_methods_is_refused_by_name(change: dict[str, Any], hint: str, study: Study) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_study(replace(study, **change))
+    [problem] = caught.value.problems
+    assert problem.startswith("for single: override 'method.params.rank=8': method.params.rank: unknown key")
+    assert caught.value.hint.endswith(hint) and bool(caught.value.hint) == bool(hint)
+    with pytest.raises(RecipeError) as caught:
+        check_study(replace(study, overrides=("train.epoch=8",)))  # a fault that has nothing to do with the method
+    assert caught.value.hint == "" and caught.value.problems[0].startswith("override 'train.epoch=8': train.epoch: unknown key")
+
+
+def test_an_override_for_a_method_that_is_not_compared_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Said(Silent):
+        def warn(self, text: str) -> None:
+            raise SveError(text)
+
+    with pytest.raises(SveError, match="^'single:train.lr=1' changes nothing: single is not in --methods.$"):
+        bench(replace(study, methods=("sve",), overrides=("single:train.lr=1",)), Said())
+
+
+def test_nobody_says_that_a_run_may_be_left_out_where_it_must_be_named(tmp_path: Path) -> None:
+    with pytest.raises(SveError) as caught:
+        RunDir.open(tmp_path / "nosuch")
+    assert "left out" not in str(caught.value) and "leave" not in str(caught.value)
+    group: Any = get_command(app)
+    commands = {name: group.get_command(None, name) for name in ("ood", "compare", "transfer", "members", "export", "evaluate")}
+    required = [name for name, c in commands.items() if any(p.name in ("run", "runs") and p.required for p in c.params)]
+    assert required == ["compare", "transfer"]
+    [sentence] = [line for line in README.read_text(encoding="utf-8").splitlines() if "`RUN` may be left out" in line]
+    assert "everywhere" not in sentence and all(f"`{name}`" in sentence for name in required)
+
+
+def test_the_reference_names_every_method() -> None:
+    [row] = [line for line in recipes_reference().splitlines() if line.startswith("| `method.name` |")]
+    named = row.rpartition(":")[2].strip(" .|").split(", ")
+    assert sorted(named) == sorted([*METHODS, *METHOD_ALIASES])

@@ -37,22 +37,19 @@ class _Info(ctypes.Structure):
 
 
 class Spare:
-    """Memory that was freed and is still held, handed back to the system when what is held exceeds what is in use at its most.
-
-    Below that it stays: fetching it again costs time, and the process would be no smaller at its largest.
+    """Memory that was freed and is still held, handed back to the system when there is more of it than a share of what is in use.
 
     Args:
-        share: of the most that was in use, by which what is held may exceed it.
-        least: bytes by which it may exceed it in any case.
+        share: of the memory in use.
+        least: bytes below which nothing is handed back.
 
     Attributes:
         library: None where the memory in use cannot be seen; then nothing happens.
         base: bytes of programs and libraries.
-        most: bytes in use at the most, as far as `limit` saw, since `kept_pages` was entered.
     """
 
     def __init__(self, share: float = 0.15, least: int = 2**25) -> None:
-        self.share, self.least, self.base, self.most = share, least, 0, 0
+        self.share, self.least, self.base = share, least, 0
         library = _glibc()
         self.library = library if library is not None and hasattr(library, "mallinfo2") and STATM.exists() else None
         if self.library is not None:
@@ -76,8 +73,8 @@ class Spare:
         """Hand back what is too much."""
         if self.library is None:
             return
-        self.most = max(self.most, self._used())
-        if self._resident() - self.base - self.most > max(self.share * self.most, self.least):
+        used = self._used()
+        if self._resident() - self.base - used > max(self.share * used, self.least):
             self._hand_back()
 
 
@@ -112,7 +109,6 @@ def kept_pages() -> Iterator[None]:
     finally:
         _depth -= 1
         if _depth == 0:
-            spare().most = 0
             for parameter, value in USUAL.items():
                 library.mallopt(parameter, value)
             library.malloc_trim(0)

@@ -48,7 +48,7 @@ def _curve(context: Context, key: str, sizes: list[int], scale: Callable[[int], 
     `off_line` how far the medians lie from the best straight line, relative to the largest."""
     shapes = {str(n): replace(_base(context), **{key: n}) for n in sizes}  # type: ignore[arg-type]
     steps = {name: EnsembleSteps(open_bench(shape, context.store), "sve") for name, shape in shapes.items()}
-    times = interleave(steps, context.repeats, context.pick(2.0, 5.0, context.seconds), context.clock)
+    times = interleave(steps, context.repeats, context.pick(2.0, 3.0, context.seconds), context.clock)
     x = np.array([scale(n) for n in sizes])
     y = np.array([Spread.of(times[str(n)]).median for n in sizes])
     slope, start = np.polyfit(x, y, 1)

@@ -266,7 +266,8 @@ class Trainer:
         dropout = member_dropout(self.seed, members, key, save) if self.ensemble.dropout else nullcontext()
         again = recomputed(self.ensemble.network) if save else nullcontext()
         self.ensemble.context.draw = (self.seed, *key)
-        below = nullcontext() if self.prefix is None else self.prefix.given(stacked, inputs, 1 if per_member else len(members))
+        copies = 1 if per_member or self.ensemble.shares_features else len(members)
+        below = nullcontext() if self.prefix is None else self.prefix.given(stacked, inputs, copies)
         with dropout, below, again, torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16):
             logits_MBC = self.ensemble(inputs, members, per_member=per_member).logits_MBC
         self.ensemble.context.draw = None

@@ -180,7 +180,8 @@ def prefix_of(
     Raises:
         SveError: the store was asked for and cannot be: nothing is frozen, or what is frozen gives something else each time.
     """
-    shares = ensemble.member_batches == "shared" and ensemble.n_members > 1 and spec.member_execution == "batched"
+    own_pass = not ensemble.shares_features and ensemble.n_members > 1 and spec.member_execution == "batched"
+    shares = own_pass and ensemble.member_batches == "shared"
     if not spec.prefix_cache_mb and not shares:
         return None
     if spec.prefix_cache_mb and encoded.augments:

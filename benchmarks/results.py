@@ -6,7 +6,8 @@
                                                   benchmarks/results/kept/NAME.json
 
 A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
-`<!-- diversity: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
+`<!-- diversity: NAME … -->`, `<!-- uncertainty: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ from sve_cli.render.tables import MISSING, Table
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, read_json, write_json, write_text
 from sve_cli.workflows.bench_cells import shown_command
+from sve_cli.workflows.bench_costs import read_costs
+from sve_cli.workflows.bench_paired import read_paired
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
 REGION = re.compile(
-    r"(<!-- (runs|ood|bench|overview|diversity|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (runs|ood|bench|overview|diversity|uncertainty|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 OOD = "ood"
@@ -58,7 +61,7 @@ def keep(folder: str, name: str) -> Path:
         "members": report.provenance["members"], "seed": report.provenance["seed"], "n": report.n,
         "values": {k: {"value": v.value, "low": v.low, "high": v.high} for k, v in report.addresses().items()},
         "parameters": report.parameters, "training": report.provenance["training"],
-        "environment": report.provenance["environment"],
+        "environment": report.provenance["environment"], "notes": report.provenance["notes"],
     }  # fmt: skip
     write_json(path, document)
     return path
@@ -129,6 +132,24 @@ def diversity_region(names: str) -> str:
     return f"{text}\n\n{markdown.table(Table(heads, rows))}\n\n{correlations}\n\nFrom {files}:\n\n```\n{commands}\n```\n"
 
 
+def uncertainty_region(names: str) -> str:
+    """Of kept runs: the training rows, the steps, and what their uncertainty on the test set is made of."""
+    kept = {name: read_json(RESULTS / "kept" / f"{name}.json") for name in names.split()}
+    shown = {"accuracy": (100.0, 1), "nll": (1.0, 3), "entropy_mean": (1.0, 3), "expected_entropy_mean": (1.0, 3),
+             "mutual_information_mean": (1.0, 4), "disagreement": (100.0, 1)}  # fmt: skip
+    heads = ["method", "training rows", "steps", "accuracy %", "NLL", "entropy, nats", "expected entropy", "mutual information",
+             "disagreement %"]  # fmt: skip
+    rows = []
+    for found in kept.values():
+        limit = next((n.split()[1] for n in found["notes"] if n.startswith("data.limit:")), "all")
+        rows.append(
+            [found["method"], limit, str(found["training"]["steps"]), *(number(found["values"], k, *v) for k, v in shown.items())]
+        )
+    commands = "\n".join(found["command"] for found in kept.values())
+    files = ", ".join(f"`benchmarks/results/kept/{name}.json`" for name in kept)
+    return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n{commands}\n```\n"
+
+
 def tuning_region(name: str) -> str:
     """Validation NLL of every variant of one tuning file, best first."""
     kept = json.loads((RESULTS / "tuning" / f"{name}.json").read_text(encoding="utf-8"))
@@ -150,8 +171,7 @@ def decomposition_region(nothing: str) -> str:
 def bench_table(folder: str) -> BenchTable:
     """The table of one benchmark's folder."""
     path = RESULTS / folder
-    extra = [read_json(p) if (p := path / name).is_file() else None for name in ("costs.json", "paired.json")]
-    return build_table(load_cells(path), load_grids(path), extra[0], extra[1])
+    return build_table(load_cells(path), load_grids(path), read_costs(path), read_paired(path))
 
 
 def bench_region(folder: str) -> str:
@@ -203,7 +223,10 @@ def _verdicts(paired: list[dict[str, Any]]) -> str:
     shown = dict(zip((*OVERVIEW[:4], OOD, *OVERVIEW[5:]), HEADS, strict=True))
     lines = [[name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items()]
     [reference] = references
-    text = f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`, by the paired 95 % intervals:"
+    text = (
+        f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`, by the paired 95 % intervals; "
+        "in the columns with a temperature the method has one and the reference has none:"
+    )
     return f"{text}\n\n{markdown.table(Table(['method', *shown.values()], lines))}\n"
 
 
@@ -214,7 +237,12 @@ def renewed(text: str) -> str:
         SveError: a file that a region names is missing or damaged.
     """
     made = {"runs": runs_region, "ood": ood_region, "bench": bench_region, "overview": overview_region}
-    made |= {"diversity": diversity_region, "tuning": tuning_region, "decomposition": decomposition_region}
+    made |= {
+        "diversity": diversity_region,
+        "uncertainty": uncertainty_region,
+        "tuning": tuning_region,
+        "decomposition": decomposition_region,
+    }
     return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
 
 

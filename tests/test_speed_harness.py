@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +32,10 @@ def speed() -> Iterator[SimpleNamespace]:
     """The package benchmarks.speed, which lies beside sve_cli and is not installed."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.speed import __main__ as program
-    from benchmarks.speed import clock, contenders, document, flops, in_child, networks, page, workloads
+    from benchmarks.speed import clock, contenders, document, flops, in_child, machine, networks, page, workloads
 
     yield SimpleNamespace(program=program, clock=clock, contenders=contenders, document=document, flops=flops,
-                          in_child=in_child, networks=networks, page=page, workloads=workloads)  # fmt: skip
+                          in_child=in_child, machine=machine, networks=networks, page=page, workloads=workloads)  # fmt: skip
     sys.path.remove(str(ROOT))
 
 
@@ -105,6 +106,32 @@ def test_memory_of_a_step_is_measured_beyond_what_was_there(speed: SimpleNamespa
     kept = speed.in_child.saved_activations({"shape": shape}, tmp_path)["bytes"]
     rows, floats = 2 * 8 * 64, 4
     assert kept > rows * 64 * floats * 6  # at least what the six layers keep each
+
+
+def test_what_others_took_of_the_processor(speed: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = speed.machine.processor_time()
+    if start is None:
+        pytest.skip("this system does not say how its processors were used")
+    until = time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    end = speed.machine.processor_time()
+    whole, used, own = (b - a for a, b in zip(start, end, strict=True))
+    assert 0.2 <= own < 0.4 and used >= own - 0.05 and whole >= used
+    monkeypatch.setattr(speed.machine, "processor_time", lambda: (200.0, 130.0, 50.0))
+    assert speed.machine.others_share((100.0, 60.0, 20.0)) == 0.4  # 70 of 100 s were used, 30 of them by this program
+    assert speed.machine.others_share((100.0, 60.0, -100.0)) == 0.0 and speed.machine.others_share(None) is None
+
+
+@pytest.mark.slow
+def test_a_family_has_a_process_of_its_own_and_what_it_loses_is_named(
+    speed: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert speed.program.measure(["decompose.square", "decompose.nothing"], "tiny", tmp_path, seconds=1.0) == 1
+    found = json.loads((tmp_path / "speed.json").read_text(encoding="utf-8"))["workloads"]
+    assert found["decompose.square"]["ratios"] and 0 <= found["decompose.square"]["others"] <= 1
+    assert found["decompose.nothing"] == {"failed": "its process ended with 1", "took": 0.0}
+    assert "decompose.nothing: FAILED: its process ended with 1" in capsys.readouterr().out
 
 
 def test_the_clock_takes_turns_and_stops(speed: SimpleNamespace) -> None:

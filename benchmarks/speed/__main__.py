@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,8 @@ from benchmarks.speed.workloads import WORKLOADS, title, workload
 from sve_cli.allocator import kept_pages
 from sve_cli.rundir import read_json, write_json, write_text
 
+Results = Iterator[tuple[str, dict[str, Any]]]  # name of a workload, what it found
+
 
 def say(text: str) -> None:
     """A line for a person, at once."""
@@ -36,8 +40,8 @@ def say(text: str) -> None:
 
 
 def run_one(name: str, tier: Tier, store: Path, clock: str | None, seconds: float | None = None) -> dict[str, Any]:
-    """One workload in this process, with the machine's load before and after."""
-    start = machine.load()
+    """One workload in this process, with the machine's load and what others took of it."""
+    start, used = machine.load(), machine.processor_time()
     busy = machine.is_busy(start, machine.describe()["cores"])
     context = context_of(tier, store, "cpu" if clock == "cpu" else "wall" if clock == "wall" else clock_for(busy))
     context = context if seconds is None else replace(context, seconds=seconds)
@@ -52,19 +56,35 @@ def run_one(name: str, tier: Tier, store: Path, clock: str | None, seconds: floa
         traceback.print_exc()
         found = {"failed": str(error).splitlines()[0] if str(error) else type(error).__name__}
     took = round(time.perf_counter() - began, 1)
-    facts = {"load": {"start": start, "end": machine.load()}, "busy": busy, "clock": context.clock, "took": took}
+    others = machine.others_share(used)
+    busy = busy if others is None else others > machine.OTHERS_ABOVE
+    facts = {"load": {"start": start, "end": machine.load()}, "others": others, "busy": busy, "clock": context.clock, "took": took}
     return {**found, **facts, "measured": datetime.now(UTC).isoformat(timespec="seconds")}
 
 
-def in_process(name: str, tier: Tier, store: Path, clock: str | None, seconds: float | None) -> dict[str, Any]:
-    """One workload in a process of its own."""
+def one_by_one(names: list[str], tier: Tier, store: Path, clock: str | None, seconds: float | None) -> Results:
+    """Workloads in this process."""
+    return ((name, run_one(name, tier, store, clock, seconds)) for name in names)
+
+
+def in_processes(names: list[str], tier: Tier, store: Path, clock: str | None, seconds: float | None) -> Results:
+    """Workloads in processes of their own, one for each family (`train`, `growth`): its libraries are imported once."""
+    for _, family in groupby(names, key=lambda name: name.partition(".")[0]):
+        yield from _in_process(list(family), tier, store, clock, seconds)
+
+
+def _in_process(names: list[str], tier: Tier, store: Path, clock: str | None, seconds: float | None) -> Results:
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        words = [sys.executable, "-m", "benchmarks.speed", "--one", name, "--tier", tier, "--store", str(store)]
-        words += ["--result", str(result), *(["--clock", clock] if clock else [])]
+        words = [sys.executable, "-m", "benchmarks.speed", "--one", ",".join(names), "--tier", tier, "--store", str(store)]
+        words += ["--result", folder, *(["--clock", clock] if clock else [])]
         words += ["--seconds", str(seconds)] if seconds is not None else []
-        code = subprocess.call(words, cwd=ROOT)
-        return read_json(result) if result.is_file() else {"failed": f"its process ended with {code}", "took": 0.0}  # type: ignore[no-any-return]
+        child = subprocess.Popen(words, cwd=ROOT)
+        for name in names:
+            path = Path(folder) / f"{name}.json"
+            while not path.is_file() and child.poll() is None:
+                time.sleep(0.1)
+            yield name, read_json(path) if path.is_file() else {"failed": f"its process ended with {child.wait()}", "took": 0.0}
+        child.wait()
 
 
 def chosen(only: str | None) -> list[str]:
@@ -90,7 +110,7 @@ def measure(
     names: list[str], tier: Tier, out: Path, clock: str | None = None, seconds: float | None = None, together: bool = False
 ) -> int:
     """Run the workloads one after another; the document is stored after each. `together`: all in this process."""
-    run = run_one if together else in_process
+    run = one_by_one if together else in_processes
     path = out / "speed.json"
     try:
         found = document.started(path, tier, machine.describe())
@@ -101,9 +121,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder)
         if "gemm" not in found["roofline"] or set(names) == set(WORKLOADS):
-            found["roofline"] = run("roofline", tier, store, clock, seconds)
-        for name in names:
-            result = run(name, tier, store, clock, seconds)
+            found["roofline"] = dict(run(["roofline"], tier, store, clock, seconds))["roofline"]
+        for name, result in run(names, tier, store, clock, seconds):
             failed += "failed" in result
             found["workloads"][name] = result
             document.store(path, found)
@@ -150,7 +169,8 @@ def main() -> int:
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        write_json(Path(given.result), run_one(given.one, given.tier, Path(given.store), given.clock, given.seconds))
+        for name, found in one_by_one(given.one.split(","), given.tier, Path(given.store), given.clock, given.seconds):
+            write_json(Path(given.result) / f"{name}.json", found)
         return 0
     if given.check:
         return check(given.check)

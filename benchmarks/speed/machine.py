@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import resource
 from typing import Any
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor
 from benchmarks.speed.clock import Clock, digits, seconds_of
 
 SIDES = (256, 512, 1024, 2048)
-BUSY_ABOVE = 0.25  # load a core, besides this program, above which the machine counts as busy
+BUSY_ABOVE = 0.25  # load a core above which the machine counts as busy before anything is measured
+OTHERS_ABOVE = 0.1  # share of the processor that others took, above which a measurement counts as disturbed
 
 
 def device() -> torch.device:
@@ -45,6 +47,28 @@ def describe() -> dict[str, Any]:
 def is_busy(start: list[float], cores: int | None) -> bool:
     """Whether something else was running when the measurement began."""
     return bool(start) and start[0] > BUSY_ABOVE * (cores or 1)
+
+
+def processor_time() -> tuple[float, float, float] | None:
+    """Seconds over all cores since the start of the machine, seconds of them that anybody used (stolen ones too), and seconds
+    of this process and the children it waited for; None where the system does not say."""
+    if not os.path.isfile("/proc/stat"):
+        return None
+    with open("/proc/stat", encoding="ascii") as lines:
+        user, nice, system, idle, waiting, irq, soft, stolen = (int(x) for x in next(lines).split()[1:9])
+    tick = os.sysconf("SC_CLK_TCK")
+    used = user + nice + system + irq + soft + stolen
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return (used + idle + waiting) / tick, used / tick, sum(u.ru_utime + u.ru_stime for u in usages)
+
+
+def others_share(start: tuple[float, float, float] | None) -> float | None:
+    """Share of all cores that other programs, and other machines on the same host, took since `start`; None: not known."""
+    end = processor_time()
+    if start is None or end is None or end[0] <= start[0]:
+        return None
+    whole, used, own = (b - a for a, b in zip(start, end, strict=True))
+    return round(min(max((used - own) / whole, 0.0), 1.0), 3)
 
 
 class GemmProbe:

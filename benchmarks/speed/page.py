@@ -133,12 +133,12 @@ def machine(found: dict[str, Any]) -> str:
         lines.append(f"memory (triad): {found['roofline']['triad_gb_per_s']:.3g} GB/s")
     runs = [w for _, w in _measured(found)]
     if runs:
-        loads = [w["load"]["start"][0] for w in runs if w.get("load", {}).get("start")]
         clocks = ", ".join(sorted({w["clock"] for w in runs}))
         busy = sum(bool(w["busy"]) for w in runs)
-        lines.append(f"{busy} of {len(runs)} workloads ran while the machine was busy with other work (load "
-                     f"{min(loads, default=0):.1f} to {max(loads, default=0):.1f}); clock: {clocks}; "
-                     f"{sum(w['took'] for w in runs) / 60:.0f} minutes in all")  # fmt: skip
+        shares = [w["others"] for w in runs if w.get("others") is not None]
+        range_ = f" (they took {min(shares):.0%} to {max(shares):.0%})" if shares else ""
+        lines.append(f"{busy} of {len(runs)} workloads were disturbed by other work on the processor{range_}; clock: {clocks}; "
+                     f"{sum(w['took'] for w in runs) / 60:.1f} minutes of measuring")  # fmt: skip
     return f"{markdown.bullets(lines)}\n"
 
 

@@ -1,4 +1,7 @@
-"""Every workload by name. Each runs in a process of its own and returns one JSON object. Imports nothing heavy."""
+"""Every workload by name. Each family (`train`, `growth`) has a process of its own; each workload returns one JSON object.
+
+Imports nothing heavy.
+"""
 
 from __future__ import annotations
 

@@ -16,11 +16,10 @@ from typing import Any
 import torch
 
 from sve_cli.benchmark import BenchTable, Cell, CellResult, GridPoint, build_table, load_cells, load_grids, without_folders
-from sve_cli.benchmark.values import check_paired, is_number
 from sve_cli.errors import DivergenceError, SveError
 from sve_cli.recipe import LoadedRecipe
 from sve_cli.registry import RENDERERS
-from sve_cli.rundir import is_complete, read_json, write_json, write_text
+from sve_cli.rundir import is_complete, write_json, write_text
 from sve_cli.workflows.bench_cells import Study, flat, local_paths, model_name, rates_of, split_override
 from sve_cli.workflows.bench_checks import (
     check_grid,
@@ -33,7 +32,7 @@ from sve_cli.workflows.bench_checks import (
     searches,
 )
 from sve_cli.workflows.bench_costs import measure_costs, read_costs
-from sve_cli.workflows.bench_paired import paired_differences
+from sve_cli.workflows.bench_paired import paired_differences, read_paired
 from sve_cli.workflows.bench_worker import Crew, Job
 from sve_cli.workflows.session import Log
 
@@ -58,7 +57,7 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     for folder in (study.out, study.runs):
         check_place(folder)
     check_results(study)
-    _stored_costs(study.out)
+    read_costs(study.out)
     threads = max(torch.get_num_threads() // jobs, 1)  # as `sve train` has them, where one cell is trained at a time
     grids = {method: _missing(study, method) for method in searches(study)}
     if points := sum(map(len, grids.values())):
@@ -92,10 +91,10 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
         raise SveError(f"There is no finished run in '{out}' to make a table of.", "Run the benchmark without --table first.")
     if study is not None:
         check_reference(study, cells)
-    grids, costs = load_grids(out), _stored_costs(out)
+    grids, costs = load_grids(out), read_costs(out)
     build_table(cells, grids, costs)  # cells that do not belong together are refused before anything is compared
     found = None if study is None else paired_differences(study, cells, log)
-    table = build_table(cells, grids, costs, found or _stored_paired(out))
+    table = build_table(cells, grids, costs, found or read_paired(out))
     # All pages before the first file: where one cannot be made, those of the last time still belong together.
     pages = {"bench.json": table.to_json()} | {file: RENDERERS.resolve(view)(table) for file, view in VIEWS.items()}
     if found:
@@ -108,43 +107,6 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
                 log.say(f"Note: {note}")
         log.say(f"Table: {out / 'bench.html'}")
     return table
-
-
-def _stored_costs(out: Path) -> dict[str, Any] | None:
-    """The costs measured so far; None: none.
-
-    Raises:
-        SveError: costs.json is damaged.
-    """
-    path, again = out / "costs.json", "Remove it, and they will be measured again."
-    try:
-        costs = read_costs(out)
-    except SveError as error:
-        raise SveError(error.message, error.hint or again) from error
-    for row, measured in (costs or {"methods": {}})["methods"].items():
-        for key, value in measured.items():
-            if not is_number(value):
-                raise SveError(f"'{path}' is damaged: methods.{row}.{key} is not a number.", again)
-    return costs
-
-
-def _stored_paired(out: Path) -> dict[str, Any] | None:
-    """The paired differences of the last time; None: there are none.
-
-    Raises:
-        SveError: paired.json is damaged.
-    """
-    path = out / "paired.json"
-    again = "Remove it: the differences are measured again where the runs are at hand, and left out where they are not."
-    if not path.is_file():
-        return None
-    try:
-        document = read_json(path)
-    except SveError as error:
-        raise SveError(error.message, error.hint or again) from error
-    if key := check_paired(document):
-        raise SveError(f"'{path}' is damaged: {key} is missing or is not what it should be.", again)
-    return dict(document)
 
 
 def _counted(total: int, done: int) -> Iterator[str]:

@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sve_cli.backbone import Inputs
 from sve_cli.benchmark import REFERENCE, row_name
+from sve_cli.benchmark.values import is_number
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
@@ -38,13 +39,19 @@ def read_costs(out: Path) -> dict[str, Any] | None:
     Raises:
         SveError: costs.json is damaged.
     """
-    path = out / "costs.json"
+    path, again = out / "costs.json", "Remove it, and they will be measured again."
     if not path.is_file():
         return None
-    document = read_json(path)
+    try:
+        document = read_json(path)
+    except SveError as error:
+        raise SveError(error.message, error.hint or again) from error
     methods = document.get("methods") if isinstance(document, dict) else None
     if not isinstance(methods, dict) or not all(isinstance(costs, dict) for costs in methods.values()):
-        raise SveError(f"'{path}' holds no costs.", "Remove it, and they will be measured again.")
+        raise SveError(f"'{path}' holds no costs.", again)
+    for row, measured in methods.items():
+        if (key := next((k for k, value in measured.items() if not is_number(value)), None)) is not None:
+            raise SveError(f"'{path}' is damaged: methods.{row}.{key} is not a number.", again)
     return dict(document)
 
 

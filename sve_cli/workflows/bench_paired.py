@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from sve_cli.benchmark import CellResult, without_folders
+from sve_cli.benchmark.values import check_paired
 from sve_cli.comparison import compare_ood, compare_seeds
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
 from sve_cli.predictions import Predictions
-from sve_cli.rundir import RunDir
+from sve_cli.rundir import RunDir, read_json
 from sve_cli.workflows.bench_cells import Study, local_paths
 from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.session import Log, Silent, run_recipe
@@ -104,3 +106,22 @@ def _scaled(run: RunDir, predictions: Predictions) -> Predictions | None:
     """The predictions at the run's temperature; None where it has none."""
     temperature = stored_posthoc(run.evaluations()[-1]).temperature
     return None if temperature is None else temperature.apply(predictions)
+
+
+def read_paired(out: Path) -> dict[str, Any] | None:
+    """The paired differences stored in a benchmark's folder; None: there are none.
+
+    Raises:
+        SveError: paired.json is damaged.
+    """
+    path = out / "paired.json"
+    again = "Remove it: the differences are measured again where the runs are at hand, and left out where they are not."
+    if not path.is_file():
+        return None
+    try:
+        document = read_json(path)
+    except SveError as error:
+        raise SveError(error.message, error.hint or again) from error
+    if key := check_paired(document):
+        raise SveError(f"'{path}' is damaged: {key} is missing or is not what it should be.", again)
+    return dict(document)

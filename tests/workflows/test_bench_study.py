@@ -141,7 +141,7 @@ def test_a_parameter_of_other_methods_is_refused_by_name(change: dict[str, Any],
     assert caught.value.hint == "" and caught.value.problems[0].startswith("override 'train.epoch=8': train.epoch: unknown key")
 
 
-def test_an_override_for_a_method_that_is_not_compared_is_named(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_override_for_a_method_that_is_not_compared_is_named(study: Study) -> None:
     class Said(Silent):
         def warn(self, text: str) -> None:
             raise SveError(text)

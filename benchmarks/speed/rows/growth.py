@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.child import run_child
+from benchmarks.speed.child import run_children
 from benchmarks.speed.clock import Spread, digits, interleave, ratio
 from benchmarks.speed.contenders import EnsembleSteps
 from benchmarks.speed.networks import Shape, open_bench
@@ -71,17 +71,14 @@ def member_memory(context: Context) -> dict[str, Any]:
     base = replace(_base(context), batch=context.pick(2, 16, 32), length=context.pick(8, 128, 128))
     sizes = context.pick([1, 2], [1, 4], [1, 2, 4, 8])
 
-    def peaks(contender: str) -> list[int]:
-        found = []
-        for m in sizes:
-            settings = {"shape": vars(replace(base, members=m)), "contender": contender}
-            child = run_child("training_memory", settings, context.store)
-            found.append(child["peak"] - child["before"])
-        return found
-
-    plain, saving = peaks("sve"), peaks("sve_saving")
-    kept = run_child("saved_activations", {"shape": vars(replace(base, members=1))}, context.store)["bytes"]
-    per_member, per_member_saving = (float(np.polyfit(sizes, found, 1)[0]) / kept for found in (plain, saving))
+    children: list[tuple[str, dict[str, Any]]] = [
+        ("training_memory", {"shape": vars(replace(base, members=m)), "contender": contender})
+        for contender in ("sve", "sve_saving") for m in sizes
+    ]  # fmt: skip
+    *found, activations = run_children([*children, ("saved_activations", {"shape": vars(replace(base, members=1))})], context.store)
+    peaks = [f["peak"] - f["before"] for f in found]
+    plain, saving, kept = peaks[: len(sizes)], peaks[len(sizes) :], activations["bytes"]
+    per_member, per_member_saving = (float(np.polyfit(sizes, bytes_, 1)[0]) / kept for bytes_ in (plain, saving))
     title = "memory of one more member against the activations it keeps"
     return {
         "setting": {"words": base.words()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.speed.child import run_child
+from benchmarks.speed.child import run_children
 from benchmarks.speed.clock import digits, ratio
 from benchmarks.speed.networks import Shape
 from benchmarks.speed.tiers import Context
@@ -24,7 +24,8 @@ def minilm_training(context: Context) -> dict[str, Any]:
 
 def _row(context: Context, shape: Shape) -> dict[str, Any]:
     names = ("sve", "sve_saving", "full_joined", *(("lora", "paper") if context.tier == "long" else ()))
-    found = {n: run_child("training_memory", {"shape": vars(shape), "contender": n}, context.store) for n in names}
+    children = [("training_memory", {"shape": vars(shape), "contender": n}) for n in names]
+    found = dict(zip(names, run_children(children, context.store, at_once=context.pick(2, 2, 1)), strict=True))
     whole = {n: f["peak"] - f["before"] for n, f in found.items()}
     above = {n: f["peak"] - f["built"] for n, f in found.items()}
     ours, theirs = "sve", "full_joined"

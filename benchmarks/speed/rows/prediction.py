@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.speed.child import run_child
+from benchmarks.speed.child import run_children
 from benchmarks.speed.clock import Spread, digits, interleave, paired, ratio
 from benchmarks.speed.contenders import build
 from benchmarks.speed.machine import device
@@ -83,7 +83,9 @@ def _merge(ensemble: Any, members: list[int]) -> None:
 
 def memory(context: Context) -> dict[str, Any]:
     """Peak memory above the built network while predicting one batch size: SVE's against a plain network's."""
-    found = {n: run_child("predicting", {"kind": n, "tier": context.tier}, context.store) for n in ("sve", "dense")}
+    names = ("sve", "dense")
+    children = [("predicting", {"kind": n, "tier": context.tier}) for n in names]
+    found = dict(zip(names, run_children(children, context.store), strict=True))
     above = {n: f["peak"] - f["built"] for n, f in found.items()}
     extra = (above["sve"] - above["dense"]) / found["sve"]["weights"]
     return {

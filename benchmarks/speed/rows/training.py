@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from sve_cli.training import training_precision
 
 SMALL, LARGE = {"full": 0.50, "paper": 0.40, "lora": 0.90, "quarter": 0.8}, {"full": 0.85, "lora": 1.2, "quarter": 0.8}
 PEAK_SHARE = 0.60
+PROFILES = 5  # most profiles of a step
 NAMES = {"full": "M full fine-tuning steps", "paper": "the paper's form", "lora": "LoRA-Ensemble, rank 8"}
 
 
@@ -94,13 +96,20 @@ def _precision() -> str:
     return str(training_precision(TrainSpec(), device())).removeprefix("torch.")
 
 
+def _best_of(step: Callable[[], object], probe: GemmProbe, context: Context) -> tuple[dict[str, Any], float]:
+    """The quickest of a few profiles and the highest of the peaks measured between them: the machine at its best for both."""
+    peaks, profiles = [peak_of(probe, context.clock)], []
+    while len(profiles) < PROFILES and (len(profiles) < 2 or sum(p["seconds"] for p in profiles) < context.seconds / 4):
+        profiles.append(profile_step(step, context.clock))
+        peaks.append(peak_of(probe, context.clock))
+    return min(profiles, key=lambda p: p["products_seconds"]), max(peaks)
+
+
 def _profiles(found: dict[str, Any], steps: dict[str, Any], flops: dict[str, StepFlops], large: bool, context: Context) -> None:
     """Add where the time goes, and the share of the measured GEMM peak that the products and the whole step reach."""
     probe = GemmProbe(context.pick(128, 1024, 2048), getattr(torch, _precision()))
     for name in ("sve", "full"):
-        before = peak_of(probe, context.clock)
-        profile = profile_step(partial(steps[name], 0), context.clock)
-        peak = (before + peak_of(probe, context.clock)) / 2
+        profile, peak = _best_of(partial(steps[name], 0), probe, context)
         products = flops[name].in_products / max(profile["products_seconds"], 1e-9) / peak
         whole = (flops[name].linear + flops[name].attention) / profile["seconds"] / peak
         shares = {"of_products": digits(products, 3), "of_step": digits(whole, 3), "peak_gflops": digits(peak / 1e9)}

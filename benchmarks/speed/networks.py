@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -135,8 +136,9 @@ def why_not_real() -> str | None:
     return None if minilm_folder() else "There is no MiniLM: set SVE_BENCH_MINILM to its folder."
 
 
+@lru_cache
 def real_data(need: tuple[str, ...]) -> DataSet:
-    """CLINC150."""
+    """CLINC150; read once a process."""
     return load_data(DataSpec(name="clinc150"), "text", 0, None, need)
 
 

@@ -17,6 +17,10 @@ from torch import Tensor
 
 Offsets = Sequence[Sequence[int]]  # of each member's off-diagonals
 Form = Literal["factored", "materialised", "residual"]
+BAND_COST = {
+    "rows": 120.0,
+    "matrix": 200.0,
+}  # an off-diagonal's passes for one number of h or B, in multiply-adds; measured on a CPU
 RIVALS: tuple[Form, ...] = ("residual", "materialised")
 
 
@@ -285,6 +289,46 @@ def banded(
     return _Banded.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, c_MKR, offsets, bias_MO)
 
 
+class _BandedMatrix(torch.autograd.Function):
+    """y = x W_mᵀ + bias with W_m = B (diag(gain) + C) A. The gradients of Σ and C are entries of Bᵀ dW Aᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets,
+        bias_MO: Tensor | None,
+    ) -> Tensor:  # fmt: skip
+        mixed_MOR, c = b_OR * gain_MR.unsqueeze(1).to(b_OR.dtype), c_MKR.to(b_OR.dtype)
+        for i, k, to, source in _places(offsets, b_OR.shape[1]):
+            mixed_MOR[i, :, source].addcmul_(b_OR[:, to], c[i, k, to].unsqueeze(-2))
+        weight_MOI = mixed_MOR @ a_RI
+        y_MNO = torch.bmm(x_MNI, weight_MOI.transpose(1, 2))
+        if bias_MO is not None:
+            y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
+        ctx.save_for_backward(x_MNI, weight_MOI, gain_MR, c_MKR, a_RI, b_OR, bias_MO)
+        ctx.offsets = offsets
+        return y_MNO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_MNI, weight_MOI, gain_MR, c_MKR, a_RI, b_OR, bias_MO = ctx.saved_tensors
+        dy_MNO = grads[0].to(b_OR.dtype)
+        dcore_MOR = torch.bmm(dy_MNO.transpose(1, 2), x_MNI) @ a_RI.t()
+        dgain = _gain_gradient(dcore_MOR, b_OR.unsqueeze(0), gain_MR.dtype)
+        dc_MKR, exact = torch.empty_like(c_MKR), _summed_in(c_MKR.dtype)
+        for i, k, to, source in _places(ctx.offsets, b_OR.shape[1]):
+            dc_MKR[i, k, to] = (b_OR[:, to] * dcore_MOR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
+        dx = torch.bmm(dy_MNO, weight_MOI) if ctx.needs_input_grad[0] else None
+        dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[6] else None
+        return dx, None, None, dgain, dc_MKR, None, dbias
+
+
+def banded_matrix(
+    x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets, bias_MO: Tensor | None = None
+) -> Tensor:
+    """What `banded` is, by way of each member's matrix: a band's passes are over O rows and not over N."""
+    return _BandedMatrix.apply(x_MNI.to(a_RI.dtype), a_RI, b_OR, gain_MR, c_MKR, offsets, bias_MO)
+
+
 def merged_weight(weight_OI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_R: Tensor) -> Tensor:
     """The definition of one member's matrix: W + B diag(gain - 1) A, float32."""
     return torch.addmm(weight_OI.float(), b_OR.float() * (gain_R.float() - 1), a_RI.float())
@@ -321,3 +365,11 @@ def cheapest(n_rows: int, out: int, inner: int, rank: int | None = None, share: 
         if training_flops(form, n_rows, out, inner, rank, share) < 0.95 * training_flops(best, n_rows, out, inner, rank, share):
             best = form
     return best
+
+
+def cheapest_banded(n_rows: int, out: int, inner: int, bands: int) -> Literal["factored", "materialised"]:
+    """The quicker of `banded` and `banded_matrix` for one member's `n_rows` rows: multiply-adds, and what the bands cost beside."""
+    rank = min(out, inner)
+    by_rows = training_flops("factored", n_rows, out, inner) + BAND_COST["rows"] * bands * rank * n_rows
+    by_matrix = 3.0 * n_rows * out * inner + 2.0 * out * rank * inner + BAND_COST["matrix"] * bands * rank * out
+    return "materialised" if by_matrix < by_rows else "factored"

@@ -8,15 +8,16 @@ from __future__ import annotations
 import ctypes
 import gc
 import json
+import multiprocessing
 import resource
 import subprocess
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+Measurement = tuple[str, dict[str, Any]]  # its name, its settings
 
 
 def run_child(name: str, settings: dict[str, Any], store: Path) -> dict[str, Any]:
@@ -34,14 +35,19 @@ def run_child(name: str, settings: dict[str, Any], store: Path) -> dict[str, Any
     return found
 
 
-def run_children(measurements: Sequence[tuple[str, dict[str, Any]]], store: Path, at_once: int = 2) -> list[dict[str, Any]]:
-    """Run measurements in fresh processes, several at once: for bytes, which do not care, never for seconds.
+def run_children(measurements: Sequence[Measurement], store: Path) -> list[dict[str, Any]]:
+    """Run measurements in processes of their own that are forked from one which has imported everything and computed nothing.
 
     Raises:
         RuntimeError: one failed; says how it ended.
     """
-    with ThreadPoolExecutor(at_once) as pool:
-        return list(pool.map(lambda m: run_child(*m, store), measurements))
+    import torch
+
+    if "fork" not in multiprocessing.get_all_start_methods() or torch.cuda.is_available():  # CUDA does not survive a fork
+        return [run_child(name, settings, store) for name, settings in measurements]
+    found = run_child("forked", {"measurements": measurements}, store)
+    results: list[dict[str, Any]] = found["results"]
+    return results
 
 
 def trim() -> None:

@@ -5,8 +5,10 @@ Shapes: M members, B batch.
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +152,38 @@ def score_predictions(settings: dict[str, Any], store: Path) -> dict[str, Any]:
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
+def forked(settings: dict[str, Any], store: Path) -> dict[str, Any]:
+    """Measurements one after another, each in a fork of this process, which computes nothing itself so that no thread is lost.
+
+    Raises:
+        RuntimeError: one failed.
+    """
+    import benchmarks.speed.contenders
+    import benchmarks.speed.rows.prediction  # noqa: F401 - both: so that a fork need not import them
+
+    context, results = multiprocessing.get_context("fork"), []
+    for name, inner in settings["measurements"]:
+        receiver, sender = context.Pipe(duplex=False)
+        fork = context.Process(target=_send, args=(sender, name, inner, store))
+        fork.start()
+        sender.close()  # so that the end of a fork that failed is the end of the pipe
+        try:
+            results.append(receiver.recv())
+        except EOFError:
+            raise RuntimeError(f"the fork that measured '{name}' failed") from None
+        fork.join()
+    return {"results": results}
+
+
+def _send(sender: Connection, name: str, settings: dict[str, Any], store: Path) -> None:
+    sender.send(MEASUREMENTS[name](settings, store))
+
+
 MEASUREMENTS: dict[str, Callable[[dict[str, Any], Path], dict[str, Any]]] = {
     "training_memory": training_memory,
     "saved_activations": saved_activations,
     "predicting": predicting,
+    "forked": forked,
     "first_step": first_step,
     "score_predictions": score_predictions,
 }

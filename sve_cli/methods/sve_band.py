@@ -11,7 +11,7 @@ Shapes: M members, N rows, O out, I in, R rank, S shared bands, K bands of a mem
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from sve_cli.recipe.spec import MethodSpec, doc
 
 @dataclass(frozen=True)
 class Params(sve.Params):
-    """Choices of the banded form: those of sve, except that every direction trains and the layer is computed factored."""
+    """Choices of the banded form: those of sve, except that every direction trains and no layer is computed as a residual."""
 
     biases: Biases = doc(BIASES, "shared")
     bands: int = doc("Off-diagonals a member trains in every target for itself, K.", 2, low=0)
@@ -85,7 +85,12 @@ class BandedLinear(sve.SVELinear):
         a_RI, b_OR = self.frozen("a_RI"), self.frozen("b_OR")
         offsets: Sequence[Sequence[int]] = [self.offsets[m] for m in members]
         gain_MR, c_MKR = self.gain_MR(members), self.bands_MKR(members)
-        return linear_forms.banded(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets, self.member_bias(members))
+        form = self.params.form
+        if form == "auto":
+            out, inner = self.weight_OI.shape
+            form = linear_forms.cheapest_banded(x_MNI.shape[1], out, inner, c_MKR.shape[1])
+        compute = linear_forms.banded if form == "factored" else linear_forms.banded_matrix
+        return compute(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets, self.member_bias(members))
 
     def _crossed(self, member: int, a_RI: Tensor) -> Tensor:
         """Σ_k c_k ∘ shifted rows of A, or of a vector A z."""
@@ -123,15 +128,15 @@ class SveBand:
         """See `Method.build`.
 
         Raises:
-            SveError: no band is asked for, a rank is given, another form than the factored one, a part of the tokens for the
+            SveError: no band is asked for, a rank is given, the residual form, a part of the tokens for the
                 gradient, or as many bands as a layer has singular values.
         """
         if params.rank is not None or params.rank_start is not None:
             raise SveError(
                 "sve_band trains every direction, but method.params.rank is set.", "Remove rank and rank_start, or use sve."
             )
-        if params.form not in ("auto", "factored"):
-            raise SveError(f"sve_band computes its layers factored, not {params.form}.", "Write form: auto.")
+        if params.form == "residual":
+            raise SveError("sve_band computes its layers factored or materialised, not as a residual.", "Write form: auto.")
         if params.sigma_grad_tokens != 1.0:
             raise SveError(
                 f"sve_band takes every gradient from all tokens, but sigma_grad_tokens is {params.sigma_grad_tokens}.",
@@ -142,9 +147,8 @@ class SveBand:
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
         views = backbone.targets(spec, network)
-        factored = replace(params, form="factored")  # keeps the factors of every direction
         swap_linears(
-            network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), factored, spec.members, seed)
+            network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed)
         )
         facts = {"targets": len(views), "bands": params.bands, "shared_bands": params.shared_bands}
         ensemble = sve.finish(backbone, task, network, context, params, seed, facts)

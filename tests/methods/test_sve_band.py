@@ -5,6 +5,7 @@ Shapes: M members, N rows, O out, I in, R rank, K bands.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sve_cli.errors import SveError
-from sve_cli.linear_forms import banded
+from sve_cli.linear_forms import banded, banded_matrix, cheapest_banded
 from sve_cli.methods.sve_band import BandedLinear
 
 
@@ -61,22 +62,38 @@ def test_no_two_members_train_the_same_entries(lab: Any) -> None:
     assert not places[0] & places[1] and not places[0] & places[2] and not places[1] & places[2]
 
 
-def test_the_gradients_are_those_of_finite_differences() -> None:
+@pytest.mark.parametrize("compute", [banded, banded_matrix])
+def test_the_gradients_are_those_of_finite_differences(compute: Callable[..., Tensor]) -> None:
     generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 5, 6), (4, 6), (7, 4), (2, 4), (2, 2, 4))  # x, A, B, gain, c
+    shapes = ((2, 5, 6), (4, 6), (7, 4), (2, 4), (2, 2, 4), (2, 7))  # x, A, B, gain, c, bias
     arrays = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-    for i in (0, 3, 4):
+    for i in (0, 3, 4, 5):
         arrays[i].requires_grad_()
     offsets = [[1, 2], [1, 3]]  # the first is the same for both members
-    assert torch.autograd.gradcheck(lambda *given: banded(*given, offsets), arrays)
-    x_MNI, a_RI, b_OR, gain_MR, c_MKR = (t.detach() for t in arrays)
+    assert torch.autograd.gradcheck(lambda *given: compute(*given[:5], offsets, given[5]), arrays)
+    x_MNI, a_RI, b_OR, gain_MR, c_MKR, bias_MO = (t.detach() for t in arrays)
     for m in range(2):
         middle_RR = torch.diag(gain_MR[m])
         for k, offset in enumerate(offsets[m]):
             for r in range(4):
                 middle_RR[r, (r + offset) % 4] += c_MKR[m, k, r]
-        expected_NO = x_MNI[m] @ (b_OR @ middle_RR @ a_RI).T
-        torch.testing.assert_close(banded(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets)[m], expected_NO)
+        expected_NO = x_MNI[m] @ (b_OR @ middle_RR @ a_RI).T + bias_MO[m]
+        torch.testing.assert_close(compute(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets, bias_MO)[m], expected_NO)
+
+
+def test_many_rows_of_a_square_layer_are_computed_by_its_matrix() -> None:
+    assert [cheapest_banded(n, 384, 384, 4) for n in (100, 400, 1600)] == ["factored", "factored", "materialised"]
+    assert cheapest_banded(1600, 1536, 384, 4) == cheapest_banded(1600, 384, 1536, 4) == "factored"
+    assert cheapest_banded(1600, 384, 384, 0) == "materialised"  # as `cheapest` has it
+
+
+def test_both_forms_train_alike(lab: Any) -> None:
+    ends = []
+    for form in ("factored", "materialised"):
+        built = lab.build("bert", "sve_band", params={"form": form, "sigma_init": 0.1, "biases": "members"})
+        built.fit()
+        ends.append([p.detach().clone() for linear in linears(built) for p in (linear.delta_MR, linear.c_MKR, linear.c_SR)])
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=1e-3)
 
 
 def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:
@@ -117,7 +134,7 @@ def test_a_negligible_direction_is_left_alone(lab: Any) -> None:
     ("params", "saying"),
     [
         ({"rank": 4}, "trains every direction"),
-        ({"form": "residual"}, "not residual"),
+        ({"form": "residual"}, "not as a residual"),
         ({"sigma_grad_tokens": 0.25}, "from all tokens, but sigma_grad_tokens is 0.25"),
         ({"bands": 400}, "bands is 400 and shared_bands 2, but .* singular values"),
         ({"bands": 0, "shared_bands": 0}, "both 0"),

@@ -25,7 +25,7 @@ def minilm_training(context: Context) -> dict[str, Any]:
 def _row(context: Context, shape: Shape) -> dict[str, Any]:
     names = ("sve", "sve_saving", "full_joined", *(("lora", "paper") if context.tier == "long" else ()))
     children = [("training_memory", {"shape": vars(shape), "contender": n}) for n in names]
-    found = dict(zip(names, run_children(children, context.store, at_once=context.pick(3, 3, 1)), strict=True))
+    found = dict(zip(names, run_children(children, context.store), strict=True))
     whole = {n: f["peak"] - f["before"] for n, f in found.items()}
     above = {n: f["peak"] - f["built"] for n, f in found.items()}
     ours, theirs = "sve", "full_joined"

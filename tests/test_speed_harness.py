@@ -32,9 +32,9 @@ def speed() -> Iterator[SimpleNamespace]:
     """The package benchmarks.speed, which lies beside sve_cli and is not installed."""
     sys.path.insert(0, str(ROOT))
     from benchmarks.speed import __main__ as program
-    from benchmarks.speed import clock, contenders, document, flops, in_child, machine, networks, page, workloads
+    from benchmarks.speed import child, clock, contenders, document, flops, in_child, machine, networks, page, workloads
 
-    yield SimpleNamespace(program=program, clock=clock, contenders=contenders, document=document, flops=flops,
+    yield SimpleNamespace(program=program, child=child, clock=clock, contenders=contenders, document=document, flops=flops,
                           in_child=in_child, machine=machine, networks=networks, page=page, workloads=workloads)  # fmt: skip
     sys.path.remove(str(ROOT))
 
@@ -132,6 +132,17 @@ def test_a_family_has_a_process_of_its_own_and_what_it_loses_is_named(
     assert found["decompose.square"]["ratios"] and 0 <= found["decompose.square"]["others"] <= 1
     assert found["decompose.nothing"] == {"failed": "its process ended with 1", "took": 0.0}
     assert "decompose.nothing: FAILED: its process ended with 1" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_forks_measure_what_a_process_does_and_name_one_that_failed(speed: SimpleNamespace, tmp_path: Path) -> None:
+    shape = {"kind": "minilm", "depth": 1, "length": 8, "batch": 2, "width": 32, "members": 2}
+    here = speed.in_child.saved_activations({"shape": shape}, tmp_path)
+    training = ("training_memory", {"shape": shape, "contender": "sve_sequential"})
+    kept, memory = speed.child.run_children([("saved_activations", {"shape": shape}), training], tmp_path)
+    assert kept == here and memory["peak"] > memory["before"] > 0
+    with pytest.raises(RuntimeError, match="the fork that measured 'training_memory' failed"):
+        speed.child.run_children([("training_memory", {"shape": shape, "contender": "nothing"})], tmp_path)
 
 
 def test_the_clock_takes_turns_and_stops(speed: SimpleNamespace) -> None:

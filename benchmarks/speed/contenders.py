@@ -53,17 +53,11 @@ class _NoLog:
 class EnsembleSteps:
     """A registered method through the project's own training loop."""
 
-    def __init__(self, bench: Bench, method: str, precision: str = "auto", save_memory: bool = False, **params: Any) -> None:
+    def __init__(self, bench: Bench, method: str, train: dict[str, Any] | None = None, **params: Any) -> None:
         self.bench = bench
         self.ensemble = build(bench, method, **params)
         self.network = self.ensemble.network
-        spec = TrainSpec(
-            epochs=0,
-            batch_size=bench.batch_size,
-            precision=precision,  # type: ignore[arg-type]
-            clip=CLIP,
-            save_memory=save_memory,
-        )
+        spec = TrainSpec(epochs=0, batch_size=bench.batch_size, clip=CLIP, **(train or {}))
         quiet, nothing = _NoLog(), Checkpointer(lambda tensors, meta: None)
         self.trainer = Trainer(self.ensemble, bench.encoded, None, lambda m: np.zeros(0), spec, RATE, 0, quiet, nothing)
         self.trainer.fit()  # no epoch: makes the optimiser
@@ -168,7 +162,8 @@ def make(bench: Bench, name: str) -> Any:
     quarter = max(bench.backbone.feature_dim // 4, 1)
     makers: dict[str, Any] = {
         "sve": lambda: EnsembleSteps(bench, "sve"),
-        "sve_saving": lambda: EnsembleSteps(bench, "sve", save_memory=True),
+        "sve_saving": lambda: EnsembleSteps(bench, "sve", {"save_memory": True}),
+        "sve_sequential": lambda: EnsembleSteps(bench, "sve", {"member_execution": "sequential"}),
         "sve_quarter": lambda: EnsembleSteps(bench, "sve", rank=quarter),
         "lora": lambda: EnsembleSteps(bench, "lora_ensemble", rank=8),
         "full": lambda: FullSteps(bench),

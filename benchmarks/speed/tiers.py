@@ -37,5 +37,5 @@ class Context:
 
 def context_of(tier: Tier, store: Path, clock: Clock = "wall") -> Context:
     """The usual turns and seconds of a tier."""
-    repeats, seconds = {"tiny": (2, 2.0), "short": (9, 9.0), "long": (15, 300.0)}[tier]
+    repeats, seconds = {"tiny": (2, 2.0), "short": (9, 7.0), "long": (15, 300.0)}[tier]
     return Context(tier, store, repeats, seconds, clock)

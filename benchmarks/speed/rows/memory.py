@@ -23,7 +23,7 @@ def minilm_training(context: Context) -> dict[str, Any]:
 
 
 def _row(context: Context, shape: Shape) -> dict[str, Any]:
-    names = ("sve", "sve_saving", "full_joined", *(("lora", "paper") if context.tier == "long" else ()))
+    names = ("sve", "sve_saving", "sve_sequential", "full_joined", *(("lora", "paper") if context.tier == "long" else ()))
     children = [("training_memory", {"shape": vars(shape), "contender": n}) for n in names]
     found = dict(zip(names, run_children(children, context.store), strict=True))
     whole = {n: f["peak"] - f["before"] for n, f in found.items()}
@@ -40,5 +40,7 @@ def _row(context: Context, shape: Shape) -> dict[str, Any]:
             ratio("above_built", "the same beyond the built network", [above[ours] / above[theirs]]),
             ratio("peak_saving", "peak with train.save_memory (full: without)", [whole["sve_saving"] / whole[theirs]],
                   TARGET),
+            ratio("peak_sequential", "peak with train.member_execution: sequential (full: one step)",
+                  [whole["sve_sequential"] / whole[theirs]], TARGET),
         ],
     }  # fmt: skip

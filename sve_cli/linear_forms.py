@@ -17,10 +17,8 @@ from torch import Tensor
 
 Offsets = Sequence[Sequence[int]]  # of each member's off-diagonals
 Form = Literal["factored", "materialised", "residual"]
-BAND_COST = {
-    "rows": 120.0,
-    "matrix": 200.0,
-}  # an off-diagonal's passes for one number of h or B, in multiply-adds; measured on a CPU
+# What an off-diagonal takes for each number of h ("rows") or of B ("matrix"), in multiply-adds: benchmarks/band_forms.py on a CPU.
+BAND_COST = {"rows": 120.0, "matrix": 200.0}
 RIVALS: tuple[Form, ...] = ("residual", "materialised")
 
 

@@ -62,7 +62,7 @@ def test_a_tiny_run_measures_every_part(tiny: dict[str, Any]) -> None:
                 line["median"] >= line["target"] if line["at_least"] else line["median"] <= line["target"]
             )
     small = tiny["workloads"]["train.vit.small"]
-    assert {r["name"] for r in small["ratios"]} == {"vs_full", "vs_paper", "vs_lora", "quarter_vs_lora"}
+    assert {r["name"] for r in small["ratios"]} == {"vs_full", "vs_paper", "vs_lora", "quarter_vs_lora", "sequential"}
     shares = small["contenders"]["sve"]["profile"]["shares"]
     assert {"matrix products", "attention", "GELU"} <= shares.keys() and abs(sum(shares.values()) - 1) < 0.03
     assert "gemm_peak_share" in {r["name"] for r in tiny["workloads"]["train.minilm.large"]["ratios"]}

@@ -71,13 +71,16 @@ def _row(context: Context, shape: Shape, targets: dict[str, float], judged: bool
         shape = replace(shape, width=64)
     bench = open_bench(shape, context.store)
     names = ["sve", "full", "lora", *(["paper"] if "paper" in targets else []), "sve_quarter"]
+    names += ["sve_sequential"] if context.tier != "short" else []
     steps = {name: make(bench, name) for name in names}
     flops = {name: step_flops(partial(step, 0), step.network) for name, step in steps.items()}  # and warms up
     times = interleave(steps, context.repeats, context.seconds, context.clock, warmup=False)
     goal = targets if judged else {}
     ratios = [ratio(f"vs_{k}", f"against {NAMES[k]}", paired(times, "sve", k), goal.get(k)) for k in NAMES if k in times]
     title = "rank R/4 against LoRA-Ensemble, rank 8"
-    quarter = ratio("quarter_vs_lora", title, paired(times, "sve_quarter", "lora"), goal.get("quarter"))
+    ratios.append(ratio("quarter_vs_lora", title, paired(times, "sve_quarter", "lora"), goal.get("quarter")))
+    if "sve_sequential" in times:
+        ratios.append(ratio("sequential", "members one after another against all at once", paired(times, "sve_sequential", "sve")))
     found: dict[str, Any] = {
         "setting": {**vars(shape), "words": shape.words(), "precision": _precision()},
         "contenders": {
@@ -85,7 +88,7 @@ def _row(context: Context, shape: Shape, targets: dict[str, float], judged: bool
                 "gflop_done": digits(flops[n].done / 1e9)}
             for n, t in times.items()
         },
-        "ratios": [*ratios, quarter],
+        "ratios": ratios,
     }  # fmt: skip
     if profiled:
         _profiles(found, steps, flops, targets is LARGE, context)

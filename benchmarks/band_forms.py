@@ -1,6 +1,6 @@
 """Seconds of a layer of sve_band by each of its forms, and of the same layer of sve: forward and backward, in turns.
 
-    python benchmarks/band_forms.py [--threads 1] [--bands 4]
+    python -m benchmarks.band_forms [--threads 1] [--bands 4]
 
 Prints a Markdown table of milliseconds, the lower quartile of 7 turns. `chosen` is what `form: auto` takes.
 Shapes: M members, N rows of a member, O out, I in, R rank.
@@ -9,15 +9,16 @@ Shapes: M members, N rows of a member, O out, I in, R rank.
 from __future__ import annotations
 
 import argparse
-import statistics
+import math
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from benchmarks.speed.clock import Action, Spread, interleave
 from sve_cli import linear_forms
+from sve_cli.methods.sve_band import off_diagonals
 from sve_cli.render import markdown
 from sve_cli.render.tables import Table
 
@@ -33,23 +34,15 @@ def layer_times(out: int, inner: int, n: int, bands: int) -> dict[str, float]:
     a_RI, b_OR = torch.randn(rank, inner) / rank**0.5, torch.randn(out, rank) / rank**0.5
     gain_MR = torch.ones(MEMBERS, rank, requires_grad=True)
     c_MKR = torch.zeros(MEMBERS, bands, rank, requires_grad=True)
-    shared = bands // 2
-    offsets = [
-        [1 + k if k < shared else 1 + shared + m * (bands - shared) + k - shared for k in range(bands)] for m in range(MEMBERS)
-    ]
+    offsets = off_diagonals(MEMBERS, bands // 2, bands - bands // 2, rank)
     forms: dict[str, Callable[[], Tensor]] = {
         "sve, factored": lambda: linear_forms.factored(x_MNI, a_RI, b_OR, gain_MR),
         "sve, materialised": lambda: linear_forms.materialised(x_MNI, a_RI, b_OR, gain_MR),
         "factored": lambda: linear_forms.banded(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets),
         "materialised": lambda: linear_forms.banded_matrix(x_MNI, a_RI, b_OR, gain_MR, c_MKR, offsets),
     }
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(TURNS + 1):
-        for name, form in forms.items():
-            began = time.perf_counter()
-            form().sum().backward()
-            times[name].append(time.perf_counter() - began)
-    return {name: 1000 * statistics.quantiles(found[1:], n=4)[0] for name, found in times.items()}
+    actions: dict[str, Action] = {name: lambda turn, form=form: form().sum().backward() for name, form in forms.items()}  # type: ignore[misc]
+    return {name: 1000 * Spread.of(found).q1 for name, found in interleave(actions, TURNS, math.inf).items()}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 Offsets = Sequence[Sequence[int]]  # of each member's off-diagonals
 Form = Literal["factored", "materialised", "residual"]
-# What an off-diagonal takes for each number of h ("rows") or of B ("matrix"), in multiply-adds: benchmarks/band_forms.py on a CPU.
+# Multiply-adds that an off-diagonal takes for each number of h ("rows") or of B ("matrix"): benchmarks/band_forms.py on a CPU.
 BAND_COST = {"rows": 120.0, "matrix": 200.0}
 RIVALS: tuple[Form, ...] = ("residual", "materialised")
 
@@ -258,15 +258,9 @@ class _Banded(torch.autograd.Function):
         dy_MNO = grads[0].to(b_OR.dtype)
         dmixed_MNR = (_flat(dy_MNO) @ b_OR).view_as(h_MNR)
         dgain = _gain_gradient(dmixed_MNR, h_MNR, gain_MR.dtype)
-        places = list(_places(ctx.offsets, h_MNR.shape[2]))
-        dc_MKR, exact, dx = torch.empty_like(c_MKR), _summed_in(c_MKR.dtype), None
-        for i, k, to, source in places:
-            dc_MKR[i, k, to] = (dmixed_MNR[i, :, to] * h_MNR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
+        dc_MKR, dx = _band_gradient(dmixed_MNR, h_MNR, c_MKR, ctx.offsets), None
         if ctx.needs_input_grad[0]:  # skipped below the first trainable layer
-            dh_MNR, c = dmixed_MNR * gain_MR.unsqueeze(1).to(h_MNR.dtype), c_MKR.to(h_MNR.dtype)
-            for i, k, to, source in places:
-                dh_MNR[i, :, source].addcmul_(dmixed_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
-            dx = (_flat(dh_MNR) @ a_RI).view(*dy_MNO.shape[:2], -1)
+            dx = (_flat(_by_core(dmixed_MNR, gain_MR, c_MKR, ctx.offsets)) @ a_RI).view(*dy_MNO.shape[:2], -1)
         dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[6] else None
         return dx, None, None, dgain, dc_MKR, None, dbias
 
@@ -278,6 +272,22 @@ def _places(offsets: Offsets, size: int) -> Iterator[tuple[int | slice, int, sli
         for i, offset in [(slice(None), column[0])] if together else enumerate(column):
             yield i, k, slice(0, size - offset), slice(offset, size)
             yield i, k, slice(size - offset, size), slice(0, offset)
+
+
+def _by_core(x_MNR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets) -> Tensor:
+    """x (diag(gain) + C), (M, N, R)."""
+    y_MNR, c = x_MNR * gain_MR.unsqueeze(1).to(x_MNR.dtype), c_MKR.to(x_MNR.dtype)
+    for i, k, to, source in _places(offsets, x_MNR.shape[2]):
+        y_MNR[i, :, source].addcmul_(x_MNR[i, :, to], c[i, k, to].unsqueeze(-2))
+    return y_MNR
+
+
+def _band_gradient(left_MNR: Tensor, right_MNR: Tensor, c_MKR: Tensor, offsets: Offsets) -> Tensor:
+    """The entries of C in leftᵀ right, (M, K, R)."""
+    dc_MKR, exact = torch.empty_like(c_MKR), _summed_in(c_MKR.dtype)
+    for i, k, to, source in _places(offsets, left_MNR.shape[2]):
+        dc_MKR[i, k, to] = (left_MNR[i, :, to] * right_MNR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
+    return dc_MKR
 
 
 def banded(
@@ -295,10 +305,7 @@ class _BandedMatrix(torch.autograd.Function):
         ctx: Any, x_MNI: Tensor, a_RI: Tensor, b_OR: Tensor, gain_MR: Tensor, c_MKR: Tensor, offsets: Offsets,
         bias_MO: Tensor | None,
     ) -> Tensor:  # fmt: skip
-        mixed_MOR, c = b_OR * gain_MR.unsqueeze(1).to(b_OR.dtype), c_MKR.to(b_OR.dtype)
-        for i, k, to, source in _places(offsets, b_OR.shape[1]):
-            mixed_MOR[i, :, source].addcmul_(b_OR[:, to], c[i, k, to].unsqueeze(-2))
-        weight_MOI = mixed_MOR @ a_RI
+        weight_MOI = _by_core(b_OR.expand(len(x_MNI), -1, -1), gain_MR, c_MKR, offsets) @ a_RI
         y_MNO = torch.bmm(x_MNI, weight_MOI.transpose(1, 2))
         if bias_MO is not None:
             y_MNO += bias_MO.unsqueeze(1).to(y_MNO.dtype)
@@ -312,9 +319,7 @@ class _BandedMatrix(torch.autograd.Function):
         dy_MNO = grads[0].to(b_OR.dtype)
         dcore_MOR = torch.bmm(dy_MNO.transpose(1, 2), x_MNI) @ a_RI.t()
         dgain = _gain_gradient(dcore_MOR, b_OR.unsqueeze(0), gain_MR.dtype)
-        dc_MKR, exact = torch.empty_like(c_MKR), _summed_in(c_MKR.dtype)
-        for i, k, to, source in _places(ctx.offsets, b_OR.shape[1]):
-            dc_MKR[i, k, to] = (b_OR[:, to] * dcore_MOR[i, :, source]).sum(-2, dtype=exact).to(dc_MKR.dtype)
+        dc_MKR = _band_gradient(b_OR.expand_as(dcore_MOR), dcore_MOR, c_MKR, ctx.offsets)
         dx = torch.bmm(dy_MNO, weight_MOI) if ctx.needs_input_grad[0] else None
         dbias = _bias_gradient(dy_MNO, bias_MO) if ctx.needs_input_grad[6] else None
         return dx, None, None, dgain, dc_MKR, None, dbias

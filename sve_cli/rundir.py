@@ -67,8 +67,11 @@ def write_json(path: Path, document: Any) -> None:
     write_text(path, json.dumps(document, indent=1, ensure_ascii=False) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, hint: str = "") -> Any:
     """Read a JSON document.
+
+    Args:
+        hint: what to do where it cannot be read.
 
     Raises:
         SveError: missing or damaged.
@@ -76,7 +79,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SveError(f"Cannot read '{path}' ({error}).") from error
+        raise SveError(f"Cannot read '{path}' ({error}).", hint) from error
 
 
 def file_digest(path: Path) -> str:

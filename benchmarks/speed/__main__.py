@@ -78,13 +78,16 @@ def _in_process(names: list[str], tier: Tier, store: Path, clock: str | None, se
         words = [sys.executable, "-m", "benchmarks.speed", "--one", ",".join(names), "--tier", tier, "--store", str(store)]
         words += ["--result", folder, *(["--clock", clock] if clock else [])]
         words += ["--seconds", str(seconds)] if seconds is not None else []
-        child = subprocess.Popen(words, cwd=ROOT)
-        for name in names:
-            path = Path(folder) / f"{name}.json"
-            while not path.is_file() and child.poll() is None:
-                time.sleep(0.1)
-            yield name, read_json(path) if path.is_file() else {"failed": f"its process ended with {child.wait()}", "took": 0.0}
-        child.wait()
+        with subprocess.Popen(words, cwd=ROOT) as child:
+            try:
+                for name in names:
+                    path = Path(folder) / f"{name}.json"
+                    while not path.is_file() and child.poll() is None:
+                        time.sleep(0.1)
+                    lost = {"failed": f"its process ended with {child.returncode}", "took": 0.0}
+                    yield name, read_json(path) if path.is_file() else lost
+            finally:
+                child.kill()  # every result is there, or nobody waits for it
 
 
 def chosen(only: str | None) -> list[str]:

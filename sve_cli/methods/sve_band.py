@@ -37,6 +37,14 @@ class Params(sve.Params):
     band_lr_scale: float = doc("Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ.", 1.0, above=0.0)
 
 
+def off_diagonals(n_members: int, shared: int, bands: int, rank: int) -> list[list[int]]:
+    """Which cyclic off-diagonals every member trains: the shared ones, then its own."""
+    return [
+        [*range(1, shared + 1), *(1 + shared + (m * bands + k) % (rank - 1 - shared) for k in range(bands))]
+        for m in range(n_members)
+    ]
+
+
 class BandedLinear(sve.SVELinear):
     """One target: Σ's deviations as in sve, c_MKR and the shared c_SR, zero at the start, so that a member starts as in sve.
 
@@ -58,10 +66,7 @@ class BandedLinear(sve.SVELinear):
                 f"method.params.bands is {bands} and shared_bands {shared}, but '{view.name}' has {self.rank} singular values.",
                 "Choose fewer bands, or leave the layer out.",
             )
-        self.offsets = [
-            [*range(1, shared + 1), *(1 + shared + (m * bands + k) % (self.rank - 1 - shared) for k in range(bands))]
-            for m in range(n_members)
-        ]
+        self.offsets = off_diagonals(n_members, shared, bands, self.rank)
         self.register_buffer("unit_MKR", torch.stack([self._units_KR(own) for own in self.offsets]), persistent=False)
         self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank), requires_grad=bands > 0)
         self.c_SR = nn.Parameter(torch.zeros(shared, self.rank), requires_grad=shared > 0)

@@ -57,7 +57,7 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     for folder in (study.out, study.runs):
         check_place(folder)
     check_results(study)
-    read_costs(study.out)
+    read_costs(study.out)  # a damaged file too
     threads = max(torch.get_num_threads() // jobs, 1)  # as `sve train` has them, where one cell is trained at a time
     grids = {method: _missing(study, method) for method in searches(study)}
     if points := sum(map(len, grids.values())):

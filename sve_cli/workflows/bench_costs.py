@@ -42,10 +42,7 @@ def read_costs(out: Path) -> dict[str, Any] | None:
     path, again = out / "costs.json", "Remove it, and they will be measured again."
     if not path.is_file():
         return None
-    try:
-        document = read_json(path)
-    except SveError as error:
-        raise SveError(error.message, error.hint or again) from error
+    document = read_json(path, again)
     methods = document.get("methods") if isinstance(document, dict) else None
     if not isinstance(methods, dict) or not all(isinstance(costs, dict) for costs in methods.values()):
         raise SveError(f"'{path}' holds no costs.", again)

@@ -118,10 +118,7 @@ def read_paired(out: Path) -> dict[str, Any] | None:
     again = "Remove it: the differences are measured again where the runs are at hand, and left out where they are not."
     if not path.is_file():
         return None
-    try:
-        document = read_json(path)
-    except SveError as error:
-        raise SveError(error.message, error.hint or again) from error
+    document = read_json(path, again)
     if key := check_paired(document):
         raise SveError(f"'{path}' is damaged: {key} is missing or is not what it should be.", again)
     return dict(document)

@@ -36,23 +36,36 @@ def align(systems: Sequence[Predictions], names: Sequence[str] | None = None) ->
             different labels or options.
     """
     called = [f"'{name}'" for name in names] if names else [f"system {i + 1}" for i in range(len(systems))]
-    for system, name in zip(systems, called, strict=True):
-        if len(set(system.ids_N)) < system.n_samples:
-            twice = Counter(system.ids_N).most_common(1)[0][0]
-            raise SveError(f"The sample id '{twice}' occurs more than once in {name}.", "Give each sample an id of its own.")
-    shared = sorted(set(systems[0].ids_N).intersection(*(system.ids_N for system in systems[1:])))
-    for system, name in zip(systems, called, strict=True):
-        if len(shared) < LEAST_SHARED * system.n_samples or not shared:
-            raise SveError(
-                f"Only {len(shared):,} of the {system.n_samples:,} samples of {name} are also in the others it is compared with.",
-                "Compare predictions on the same split of the same data, drawn alike (the same --limit and data.seed).",
-            )
+    shared = shared_ids([system.ids_N for system in systems], called)
     kept = [_rows(_classes(system, systems[0], name, called[0]), shared) for system, name in zip(systems, called, strict=True)]
     labels_N, soft_NC = _labels(kept, called), next((p.soft_labels_NC for p in kept if p.soft_labels_NC is not None), None)
     for system, name in zip(kept[1:], called[1:], strict=True):
         _same_options(kept[0], system, called[0], name)
     labelled = [replace(system, labels_N=labels_N, soft_labels_NC=soft_NC) for system in kept]
     return Aligned(labelled, [system.n_samples - len(shared) for system in systems])
+
+
+def shared_ids(ids: Sequence[Sequence[str]], called: Sequence[str]) -> list[str]:
+    """The sample ids that all systems have, sorted.
+
+    Args:
+        ids: of each system; called: what messages call it.
+
+    Raises:
+        SveError: an id occurs twice, or fewer than half of a system's samples are shared.
+    """
+    for ids_N, name in zip(ids, called, strict=True):
+        if len(set(ids_N)) < len(ids_N):
+            twice = Counter(ids_N).most_common(1)[0][0]
+            raise SveError(f"The sample id '{twice}' occurs more than once in {name}.", "Give each sample an id of its own.")
+    shared = sorted(set(ids[0]).intersection(*ids[1:]))
+    for ids_N, name in zip(ids, called, strict=True):
+        if len(shared) < LEAST_SHARED * len(ids_N) or not shared:
+            raise SveError(
+                f"Only {len(shared):,} of the {len(ids_N):,} samples of {name} are also in the others it is compared with.",
+                "Compare predictions on the same split of the same data, drawn alike (the same --limit and data.seed).",
+            )
+    return shared
 
 
 def _classes(system: Predictions, first: Predictions, name: str, first_name: str) -> Predictions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -91,14 +91,20 @@ def compare_seeds(
     chosen = usable_metrics(metrics or list(METRICS), systems, views)
     if not chosen:
         raise SveError("There is no metric that both sides have.", "Name others, or compare predictions with labels.")
-    sides = views[: len(references)], views[len(references) :]
+    return compare_views(views[: len(references)], views[len(references) :], chosen, settings)
+
+
+def compare_views(
+    references: Sequence[Aggregated], others: Sequence[Aggregated], metrics: Mapping[str, Metric], settings: Settings
+) -> list[Difference]:
+    """As `compare_seeds`, of the views of samples that are in one order already; `metrics` by name, each usable for all views."""
     # One pass over the resamples for all metrics about equally many samples: with all labels known that is one pass.
-    sizes = {name: metric.rows(views[0]).n for name, metric in chosen.items()}
+    sizes = {name: metric.rows(references[0]).n for name, metric in metrics.items()}
     rows: dict[str, Difference] = {}
     for n in dict.fromkeys(sizes.values()):
-        part = {name: metric for name, metric in chosen.items() if sizes[name] == n}
-        rows |= zip(part, differences(_statistics(part, *sides, bins), [n], settings), strict=True)
-    return holm([rows[name] for name in chosen])
+        part = {name: metric for name, metric in metrics.items() if sizes[name] == n}
+        rows |= zip(part, differences(_statistics(part, references, others, settings.bins), [n], settings), strict=True)
+    return holm([rows[name] for name in metrics])
 
 
 def compare_ood(
@@ -134,16 +140,20 @@ def compare_ood(
     statistics = []
     for score in chosen:
         ranks = [np.asarray(rankdata(score.score(system, way))) for system, way in zip(joined, ways, strict=True)]
-        sides = ranks[: len(references)], ranks[len(references) :]
-        statistics.append(
-            Statistic(
-                *describe_auroc(where, score),
-                [auroc_of(values, strata[0]) for values in sides[0]],
-                [auroc_of(values, strata[0]) for values in sides[1]],
-                [_stacked_auroc(sides[0][a], sides[1][b], strata[0]) for a, b in seed_pairs(len(references), len(others))],
-            )
-        )
+        statistics.append(auroc_statistic(where, score, ranks[: len(references)], ranks[len(references) :], strata[0]))
     return differences(statistics, strata, settings) if statistics else []
+
+
+def auroc_statistic(
+    where: str, score: OodScore, references: Sequence[np.ndarray], others: Sequence[np.ndarray], n_id: int
+) -> Statistic:
+    """The AUROC on the set `where`; a seed is the scores of `n_id` ID samples and after them those of the OOD samples."""
+    return Statistic(
+        *describe_auroc(where, score),
+        [auroc_of(values, n_id) for values in references],
+        [auroc_of(values, n_id) for values in others],
+        [_stacked_auroc(references[a], others[b], n_id) for a, b in seed_pairs(len(references), len(others))],
+    )
 
 
 def usable_metrics(names: Sequence[str], systems: Sequence[Predictions], views: Sequence[Aggregated]) -> dict[str, Metric]:

@@ -1,91 +1,163 @@
-"""Differences between the rows of a benchmark, paired on the test samples of the runs that are still at hand."""
+"""Differences between the rows of a benchmark, paired on the test samples: from the runs that are at hand, and from what is kept
+of the others beside the results."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import CellResult, without_folders
+import numpy as np
+from scipy.stats import rankdata
+
+from sve_cli.benchmark import Cell, CellResult, without_folders
 from sve_cli.benchmark.values import check_paired
-from sve_cli.comparison import compare_ood, compare_seeds
+from sve_cli.comparison.paired import Settings, differences
+from sve_cli.comparison.samples import TEST, SampleNumbers, SetNumbers, labels_of, numbers_of, paired_rows, view_of
+from sve_cli.comparison.systems import auroc_statistic, compare_views
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
+from sve_cli.metrics.aggregate import aggregate, source_name
+from sve_cli.ood.entropy import Entropy
+from sve_cli.ood.joint import join
 from sve_cli.predictions import Predictions
+from sve_cli.registry import METRICS as REGISTERED
 from sve_cli.rundir import RunDir, read_json
 from sve_cli.workflows.bench_cells import Study, local_paths
-from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.session import Log, Silent, run_recipe
 from sve_cli.workflows.stored import slug, stored_aggregate, stored_posthoc
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
 BOOTSTRAP = 1000
+SAMPLES = "samples"  # the folder of what is kept
 
 
 def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | None = None) -> dict[str, Any] | None:
-    """Every row minus the reference row, over the seeds both have; None where no two rows' runs are at hand.
+    """Every row minus the reference row, over the seeds both have; None where no two rows have numbers of their samples.
 
     The reference is the study's; unless it names one, it is `sve` (in a sweep its first row), else `single`, else the first row.
     `temperature.` differences compare the temperature-scaled other row with the plain reference: better calibration must hold
-    against that too. A row whose samples cannot be paired with the reference's (other classes, another test set) is left out
-    with a warning, which `left_out` repeats.
+    against that too. A row whose samples cannot be paired with the reference's (another test set) or read is left out with a
+    warning, which `left_out` repeats.
     """
-    runs: dict[str, dict[int, RunDir]] = {}
-    for cell in cells:
-        if (run := RunDir(study.runs / cell.run)).complete:
-            runs.setdefault(cell.row, {})[cell.seed] = run
-    if len(runs) < 2:
+    rows, left_out = _at_hand(study, cells)
+    for reason in left_out:
+        (log or Silent()).warn(reason)
+    if len(rows) < 2:
         return None
     firsts = [cell.row for method in PREFERRED for cell in cells if cell.method == method]
-    reference = next((name for name in (study.reference, *PREFERRED, *firsts) if name in runs), next(iter(runs)))
-    rows, left_out = {}, []
-    for name, found in runs.items():
-        seeds = sorted(found.keys() & runs[reference].keys())
+    reference = next((name for name in (study.reference, *PREFERRED, *firsts) if name in rows), next(iter(rows)))
+    recipe = next(cell.recipe for cell in cells if cell.row == reference)
+    bins, confidence = recipe["evaluate.bins"], recipe["evaluate.confidence"]
+    settings = Settings("probs", bins, BOOTSTRAP, 0, confidence, 0)
+    found = {}
+    for name, theirs in rows.items():
+        seeds = sorted(theirs.keys() & rows[reference].keys())
         if name == reference or not seeds:
             continue
         try:
-            rows[name] = _rows([runs[reference][s] for s in seeds], [found[s] for s in seeds]) | {"seeds": seeds}
+            both = [rows[reference][s] for s in seeds], [theirs[s] for s in seeds]
+            found[name] = {"differences": {k: _short(d) for k, d in _differences(*both, settings).items()}, "seeds": seeds}
         except SveError as error:
             left_out.append(f"{name} (B) is not compared with {reference} (A): {error.message}")
             (log or Silent()).warn(left_out[-1])
-    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": rows, "left_out": left_out}
+    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": found, "left_out": left_out}
 
 
-def _rows(references: list[RunDir], others: list[RunDir]) -> dict[str, Any]:
-    recipes = [run_recipe(run) for run in (*references, *others)]
-    how = _ways(references, others)
-    spec, local = recipes[0].evaluate, [path for recipe in recipes for path in local_paths(recipe)]
-    ours, theirs = [_test(run) for run in references], [_test(run) for run in others]
-    names = _known(METRICS)
-    found = compare_seeds(ours, theirs, how, spec.bins, names, BOOTSTRAP, 0, spec.confidence)
-    differences = {d.key: _short(d) for d in found}
-    scaled = [_scaled(run, p) for run, p in zip(others, theirs, strict=True)]
-    if all(p is not None for p in scaled):
-        given = [p for p in scaled if p is not None]
-        for d in compare_seeds(ours, given, how, spec.bins, names, BOOTSTRAP, 0, spec.confidence):
-            differences[f"temperature.{d.key}"] = _short(d)
-    for name in recipes[0].data.ood:
-        if not all(name in recipe.data.ood for recipe in recipes):
+def _at_hand(study: Study, cells: Sequence[CellResult]) -> tuple[dict[str, dict[int, SampleNumbers]], list[str]]:
+    """The numbers of each row's seeds, and why some that are there cannot be read."""
+    rows: dict[str, dict[int, SampleNumbers]] = {}
+    damaged = []
+    for cell in cells:
+        try:
+            if (numbers := samples_of(study, cell)) is not None:
+                rows.setdefault(cell.row, {})[cell.seed] = numbers
+        except SveError as error:
+            damaged.append(f"{cell.label}, is left out of the paired differences: {error.message}")
+    return rows, damaged
+
+
+def samples_of(study: Study, cell: CellResult) -> SampleNumbers | None:
+    """The numbers of a cell's samples as they are kept, and where they are not, of its run, to be kept from then on; else None.
+
+    Raises:
+        SveError: the run's predictions or the kept numbers are damaged.
+    """
+    result = study.result_path(Cell(cell.method, cell.seed, cell.sweep))
+    path = result.parent / SAMPLES / f"{result.stem}.parquet"
+    run = RunDir(study.runs / cell.run)
+    try:
+        kept = SampleNumbers.load(path) if path.is_file() else None
+    except SveError:
+        if not run.complete:
+            raise
+        kept = None
+    if kept is not None and kept.run == cell.run:  # else of other settings
+        return kept
+    if not run.complete:
+        return None
+    _measured(run).save(path)
+    return SampleNumbers.load(path)
+
+
+def _measured(run: RunDir) -> SampleNumbers:
+    """The numbers of the evaluation that a run ended with, averaged as it did."""
+    recipe, evaluation = run_recipe(run), run.evaluations()[-1]
+    local, how = local_paths(recipe), stored_aggregate(evaluation)
+    test = _load(evaluation, TEST)
+    oods = {name: _load(evaluation, name) for name in recipe.data.ood}
+    # One set after another, so that entropies are divided by ln K everywhere or nowhere.
+    entropy_N = Entropy().score(reduce(join, oods.values(), test), how).astype(np.float32)
+    entropies = np.split(entropy_N, np.cumsum([p.n_samples for p in (test, *oods.values())]))
+    temperature = stored_posthoc(evaluation).temperature
+    scaled = None if temperature is None else numbers_of(aggregate(temperature.apply(test), how))
+    sets = {
+        TEST: SetNumbers(source_name(test), test.ids_N, labels_of(test), entropies[0], numbers_of(aggregate(test, how)), scaled)
+    }
+    for (name, ood), its_N in zip(oods.items(), entropies[1:], strict=False):
+        source = without_folders(source_name(ood), local)
+        sets[without_folders(f"ood {name}", local)] = SetNumbers(source, ood.ids_N, [None] * ood.n_samples, its_N, {})
+    return SampleNumbers(run.path.name, sets)
+
+
+def _differences(references: list[SampleNumbers], others: list[SampleNumbers], settings: Settings) -> dict[str, Difference]:
+    """Others minus references by key, plain and with the others' temperature, and the AUROC of every OOD set that all have."""
+    systems, called = [*references, *others], [*_called("A", references), *_called("B", others)]
+    tests = [system.sets[TEST] for system in systems]
+    rows = paired_rows(tests, called)
+    metrics = {name: REGISTERED.resolve(name) for name in _known(METRICS)}
+    plain = [view_of(found.plain, index) for found, index in zip(tests, rows, strict=True)]
+    if not plain[0].labelled().n:
+        raise SveError("There is no metric that both sides have.", "Compare predictions with labels.")
+    ours, theirs = plain[: len(references)], plain[len(references) :]
+    found = {d.key: d for d in compare_views(ours, theirs, metrics, settings)}
+    if all(test.scaled is not None for test in tests[len(references) :]):
+        pairs = list(zip(tests, rows, strict=True))[len(references) :]
+        scaled = [view_of(test.scaled or {}, index) for test, index in pairs]
+        found |= {f"temperature.{d.key}": d for d in compare_views(ours, scaled, metrics, settings)}
+    for name in systems[0].sets:
+        if name == TEST or not all(name in system.sets for system in systems):
             continue  # swept
-        left, right = (
-            [(test, _load(run, name)) for run, test in zip(*side, strict=True)] for side in ((references, ours), (others, theirs))
-        )
-        for d in compare_ood(left, right, how, ("entropy",), BOOTSTRAP, 0, spec.confidence):
-            differences[without_folders(d.key, local)] = _short(d)
-    return {"differences": differences}
+        oods = [system.sets[name] for system in systems]
+        scores = [
+            np.asarray(rankdata(np.concatenate([test.entropy_N[index], ood.entropy_N[there]])))
+            for test, index, ood, there in zip(tests, rows, oods, paired_rows(oods, called), strict=True)
+        ]
+        n = len(rows[0])
+        statistic = auroc_statistic(oods[0].source, Entropy(), scores[: len(references)], scores[len(references) :], n)
+        [difference] = differences([statistic], [n, len(scores[0]) - n], settings)
+        found[difference.key] = difference
+    return found
 
 
-def _ways(references: list[RunDir], others: list[RunDir]) -> tuple[list[str], list[str]]:
-    """How the members of each run are averaged, as `sve compare` does it: every seed with its own fitted weights."""
-    ours, theirs = ([stored_aggregate(run.evaluations()[-1]) for run in side] for side in (references, others))
-    return ours, [ways_of(ours[0], way)[1] for way in theirs]
+def _called(side: str, seeds: Sequence[object]) -> list[str]:
+    return [f"'{side}'"] if len(seeds) == 1 else [f"'{side}, seed {k + 1}'" for k in range(len(seeds))]
 
 
 def _known(names: Sequence[str]) -> list[str]:
-    from sve_cli.registry import METRICS as REGISTERED
-
     return [next(k for k in REGISTERED if k == name or k.startswith(f"{name}_w")) for name in names]
 
 
@@ -94,18 +166,8 @@ def _short(difference: Difference) -> dict[str, Any]:
     return {k: v for k, v in asdict(difference).items() if k in kept} | {"verdict": difference.verdict}
 
 
-def _load(run: RunDir, name: str) -> Predictions:
-    return Predictions.load(run.evaluations()[-1] / "predictions" / slug(name))
-
-
-def _test(run: RunDir) -> Predictions:
-    return _load(run, "test")
-
-
-def _scaled(run: RunDir, predictions: Predictions) -> Predictions | None:
-    """The predictions at the run's temperature; None where it has none."""
-    temperature = stored_posthoc(run.evaluations()[-1]).temperature
-    return None if temperature is None else temperature.apply(predictions)
+def _load(evaluation: Path, name: str) -> Predictions:
+    return Predictions.load(evaluation / "predictions" / slug(name))
 
 
 def read_paired(out: Path) -> dict[str, Any] | None:

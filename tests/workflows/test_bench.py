@@ -19,8 +19,11 @@ from safetensors import safe_open
 
 from sve_cli import cli
 from sve_cli.benchmark import load_cells, load_grids
+from sve_cli.comparison import compare_ood, compare_seeds
+from sve_cli.comparison.samples import SampleNumbers
 from sve_cli.errors import SveError
 from sve_cli.metrics.aggregate import aggregate
+from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.report import Report
@@ -30,6 +33,7 @@ from sve_cli.workflows.bench import KEPT
 from sve_cli.workflows.bench_cells import Study
 from sve_cli.workflows.bench_worker import Crew, Job
 from sve_cli.workflows.session import Silent
+from sve_cli.workflows.stored import slug, stored_posthoc
 
 # data.seed: with --limit, seeds would otherwise draw test rows of their own, and could not be paired.
 SETTINGS = ["train.epochs=1", "train.batch_size=8", "train.precision=float32", "train.checkpoint_minutes=0", "data.seed=0",
@@ -86,7 +90,9 @@ def stamps(folder: Path) -> dict[str, tuple[int, int]]:
 def test_one_file_a_cell_and_a_table_over_them(benched: Path) -> None:
     out = benched / "out"
     names = ["heads_only-seed0.json", "heads_only-seed1.json", "sve-seed0.json", "sve-seed1.json"]
-    assert sorted(p.name for p in out.glob("*")) == sorted([*names, "bench.html", "bench.json", "bench.md", "grid", "paired.json"])
+    assert sorted(p.name for p in out.glob("*")) == sorted(
+        [*names, "bench.html", "bench.json", "bench.md", "grid", "paired.json", "samples"]
+    )
     cells, grids = load_cells(out), load_grids(out)
     assert [(c.method, c.seed, c.members) for c in cells] == [(m, s, 2) for m in ("heads_only", "sve") for s in (0, 1)]
     table = json.loads((out / "bench.json").read_text())
@@ -311,43 +317,102 @@ def test_a_sweep_over_seeds_with_its_costs(sve: Any, tmp_path: Path) -> None:
     sve.check_refuses(*command, saying="costs.json' holds no costs")
 
 
-def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(benched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = Study("quickstart", (), ("sve",), 2, {}, (1.0,), benched / "out", benched / "runs" / "bench" / "out", 24)
-    cells, log = load_cells(benched / "out"), Silent()
+@pytest.fixture
+def own(benched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """The finished benchmark with results of the test's own; few resamples."""
     monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
-    keys = bench_paired.paired_differences(study, cells, log)["rows"]["heads_only"]["differences"]  # type: ignore[index]
+    shutil.copytree(benched / "out", tmp_path / "out")
+    return Study("quickstart", (), ("sve",), 2, {}, (1.0,), tmp_path / "out", benched / "runs" / "bench" / "out", 24)
+
+
+def paired(study: Study, log: Silent | None = None) -> dict[str, Any]:
+    """With what the runs at hand give now, not with what was kept of them."""
+    if study.runs.is_dir():
+        shutil.rmtree(study.out / "samples")
+    found = bench_paired.paired_differences(study, load_cells(study.out), log)
+    assert found is not None
+    return found
+
+
+def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(own: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells, log = load_cells(own.out), Silent()
+    keys = paired(own, log)["rows"]["heads_only"]["differences"]
     assert {"nll", "temperature.nll", "ood.digits:ood.entropy.auroc_ood"} <= set(keys) and log.lines == []
-    monkeypatch.setattr(bench_paired, "_scaled", lambda run, predictions: None)  # evaluate.temperature: false
-    bare = bench_paired.paired_differences(study, cells, log)["rows"]["heads_only"]["differences"]  # type: ignore[index]
+    monkeypatch.setattr(bench_paired, "stored_posthoc", lambda evaluation: Posthoc())  # evaluate.temperature: false
+    bare = paired(own)["rows"]["heads_only"]["differences"]
     assert set(bare) == {key for key in keys if not key.startswith("temperature.")}
 
     # Seeds that were evaluated with fitted weights are compared with them, each with its own.
-    own = ["weighted:0.9,0.1", "weighted:0.2,0.8"]
-    ways = iter([*own, "probs", "probs"])
-    monkeypatch.setattr(bench_paired, "stored_aggregate", lambda evaluation: next(ways))
-    here = [run for cell in cells if cell.row == "sve" and (run := RunDir(study.runs / cell.run))]
-    tests = [Predictions.load(run.evaluations()[-1] / "predictions" / "test") for run in here]
-    nll = [METRICS.resolve("nll").compute(aggregate(*pair)) for pair in zip(tests, own, strict=True)]
-    weighted = bench_paired.paired_differences(study, cells, log)["rows"]["heads_only"]["differences"]  # type: ignore[index]
-    assert weighted["nll"]["reference"] == pytest.approx(sum(nll) / 2) != bare["nll"]["reference"]
+    here = [RunDir(own.runs / cell.run) for cell in cells if cell.row == "sve"]
+    weights = dict(zip([run.evaluations()[-1] for run in here], ["weighted:0.9,0.1", "weighted:0.2,0.8"], strict=True))
+    monkeypatch.setattr(bench_paired, "stored_aggregate", lambda evaluation: weights.get(evaluation, "probs"))
+    tests = {evaluation: Predictions.load(evaluation / "predictions" / "test") for evaluation in weights}
+    nll = [METRICS.resolve("nll").compute(aggregate(tests[evaluation], way)) for evaluation, way in weights.items()]
+    weighted = paired(own)["rows"]["heads_only"]["differences"]
+    assert weighted["nll"]["reference"] == pytest.approx(sum(nll) / 2) != pytest.approx(bare["nll"]["reference"])
     assert weighted["nll"]["other"] == pytest.approx(bare["nll"]["other"])
 
-    def refuse(references: Any, others: Any) -> None:
+    def refuse(references: Any, others: Any, settings: Any) -> None:
         raise SveError("Only 3 of the 24 samples are shared.")
 
-    monkeypatch.setattr(bench_paired, "_rows", refuse)
+    monkeypatch.setattr(bench_paired, "_differences", refuse)
     why = "heads_only (B) is not compared with sve (A): Only 3 of the 24 samples are shared."
-    nothing = {"reference": "sve", "bootstrap": 20, "rows": {}, "left_out": [why]}
-    assert bench_paired.paired_differences(study, cells, log) == nothing and log.lines == [f"warning: {why}"]
-    assert bench_paired.paired_differences(replace(study, runs=benched / "nowhere"), cells) is None
+    assert paired(own, log) == {"reference": "sve", "bootstrap": 20, "rows": {}, "left_out": [why]}
+    assert log.lines == [f"warning: {why}"]
     monkeypatch.undo()
     monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
-    turned = bench_paired.paired_differences(replace(study, reference="heads_only"), cells)
-    assert turned is not None and turned["reference"] == "heads_only"
+    turned = paired(replace(own, reference="heads_only"))
+    assert turned["reference"] == "heads_only"
     assert turned["rows"]["sve"]["differences"]["nll"]["difference"] == pytest.approx(-keys["nll"]["difference"])
     swept = [replace(cell, sweep={"method.params.rank": "4"}) if cell.method == "sve" else cell for cell in cells]
-    found = bench_paired.paired_differences(study, swept)
+    found = bench_paired.paired_differences(own, swept)
     assert found is not None and found["reference"] == "sve (rank=4)"  # the first row of sve, whatever comes before it
+
+
+def test_differences_are_those_of_the_runs_own_predictions(own: Study) -> None:
+    found = paired(own)["rows"]["heads_only"]
+    sides = [
+        [RunDir(own.runs / c.run).evaluations()[-1] for c in load_cells(own.out) if c.row == row] for row in ("sve", "heads_only")
+    ]
+    tests, oods = (
+        [[Predictions.load(e / "predictions" / name) for e in side] for side in sides] for name in ("test", slug("digits:ood"))
+    )
+    expected = {
+        d.key: d for d in compare_seeds(*tests, metrics=["accuracy", "nll", "ece_top1_w15", "brier"], bootstrap=20, permutations=0)
+    }
+    scaled = [
+        posthoc.temperature.apply(p) for p, e in zip(tests[1], sides[1], strict=True) if (posthoc := stored_posthoc(e)).temperature
+    ]
+    expected |= {f"temperature.{d.key}": d for d in compare_seeds(tests[0], scaled, metrics=["nll"], bootstrap=20, permutations=0)}
+    pairs = [list(zip(test, ood, strict=True)) for test, ood in zip(tests, oods, strict=True)]
+    expected |= {d.key: d for d in compare_ood(*pairs, scores=["entropy"], bootstrap=20, permutations=0)}
+    assert len(expected) == 6 and found["seeds"] == [0, 1]
+    for key, d in expected.items():
+        got = found["differences"][key]
+        values = (d.reference, d.other, d.difference, d.low, d.high, d.n)
+        assert [got[k] for k in ("reference", "other", "difference", "low", "high", "n")] == pytest.approx(values, abs=2e-7), key
+
+
+def test_differences_outlive_the_runs(own: Study) -> None:
+    before = paired(own)
+    gone = replace(own, runs=own.out / "nowhere")
+    assert paired(gone) == before and {len(row["seeds"]) for row in before["rows"].values()} == {2}
+    kept = sorted((own.out / "samples").iterdir())
+    assert [p.name for p in kept] == [f"{m}-seed{s}.parquet" for m in ("heads_only", "sve") for s in (0, 1)]
+
+    other = SampleNumbers.load(kept[0])
+    replace(other, run="heads_only-seed0-ffffffff").save(kept[0])  # of other settings than the result
+    assert paired(gone)["rows"]["heads_only"]["seeds"] == [1]
+    kept[0].write_bytes(b"PAR1 and then nothing")
+    assert bench_paired.paired_differences(own, load_cells(own.out)) == before, "the run is at hand, and mends what is kept"
+    assert paired(gone) == before
+    kept[0].write_bytes(b"PAR1 and then nothing")
+    log = Silent()
+    [why] = paired(gone, log)["left_out"]
+    assert why.startswith("heads_only, seed 0, is left out of the paired differences: ") and "is damaged" in why
+    assert log.lines == [f"warning: {why}"]
+    shutil.rmtree(own.out / "samples")
+    assert bench_paired.paired_differences(gone, load_cells(own.out)) is None
 
 
 def test_ctrl_c_ends_every_process_and_says_how_to_go_on(sve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

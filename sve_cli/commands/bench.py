@@ -22,8 +22,11 @@ def bench(
     ] = "single,heads_only,deep_ensemble,lora_ensemble,sve",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method, from the recipe's on.")] = 3,
     grid: Annotated[
-        int, typer.Option(help="Points of each method's learning-rate grid: 1 (no search), 3 (1/3, 1, 3 times), 5 or 7.")
-    ] = 3,
+        str,
+        typer.Option(
+            help="Each method's learning-rate grid: 1 point (no search), 3 (1/3, 1, 3 times), 5, 7, or factors: 1/3,1,3,9."
+        ),
+    ] = "3",
     sweep: Annotated[
         list[str] | None, typer.Option(help="An ablation: recipe key and values, like method.members=1,2,4; repeatable.")
     ] = None,

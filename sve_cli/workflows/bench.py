@@ -67,6 +67,8 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     for method in grids:
         best = check_grid(study, method).best
         log.say(f"Learning rates of {method}: × {best.factor:.3g} has the lowest validation NLL ({best.validation_nll:.4f}).")
+    if edges := [method for method in grids if check_grid(study, method).at_edge]:
+        log.say(f"At the edge of the grid: {', '.join(edges)}. --grid with further factors (1/3,1,3,9) tries them for all methods.")
     cells = study.cells()
     _drop_losers(study, grids)
     todo = [cell for cell in cells if not is_done(study, cell)]

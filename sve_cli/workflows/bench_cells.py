@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is fo
 _PARAMS = "method.params."
 RATES = ("train.lr", "train.bias_lr", "train.head_lr")
 GRIDS = (1, 3, 5, 7)  # points: 7 reach from 1/27 to 27 times the rates
+LEAST_FACTOR = 1e-3
 _SETS = ("data.ood", "data.ood_near", "data.ood_far")
 _PLACES = ("data.name", "data.splits.train", "data.splits.validation", "data.splits.test", *_SETS)  # these may be paths
 _NOT_SWEPT = {"seed": "Write --seeds N instead.", "method.name": "Write --methods a,b instead."}
@@ -253,16 +255,38 @@ def parse_methods(text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def grid_factors(points: int) -> tuple[float, ...]:
-    """Factors of a learning-rate grid: 1, then one to each side by factors of 3 (3 points: 1/3, 1, 3).
+def grid_factors(text: str) -> tuple[float, ...]:
+    """Factors of a learning-rate grid: of a number of points, 1 and then one to each side by factors of 3 (3 points: 1/3, 1, 3), or
+    the factors themselves, separated by commas.
 
     Raises:
-        SveError: an even number of points, which has no middle, or more than are of use.
+        SveError: an even number of points, which has no middle, more than are of use, or factors that are none.
     """
-    if points not in GRIDS:
-        raise SveError(f"--grid must be 1 (no search), 3, 5 or 7, not {points}.", "3 tries 1/3, 1 and 3 times the learning rates.")
-    half = points // 2
-    return tuple(float(f"{3.0**k:.6g}") for k in range(-half, half + 1))
+    if "," in text:
+        return _listed(text)
+    if text.strip() not in map(str, GRIDS):
+        hint = "3 tries 1/3, 1 and 3 times the learning rates; factors are separated by commas: --grid 1/3,1,3,9."
+        raise SveError(f"--grid must be 1 (no search), 3, 5, 7 or factors, not {text}.", hint)
+    half = int(text) // 2
+    return tuple(_rounded(3.0**k) for k in range(-half, half + 1))
+
+
+def _rounded(factor: float) -> float:
+    return float(f"{factor:.6g}")
+
+
+def _listed(text: str) -> tuple[float, ...]:
+    factors = []
+    for word in text.split(","):
+        try:
+            factors.append(_rounded(float(Fraction(word.strip()))))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            raise SveError(f"--grid: '{word.strip()}' is not a factor.", "Write numbers or fractions: --grid 1/3,1,3,9.") from None
+    if not all(LEAST_FACTOR <= factor <= 1.0 / LEAST_FACTOR for factor in factors):
+        raise SveError(f"--grid: the factors {text} are not all between 1/1000 and 1000.", "Write --grid 1/3,1,3,9.")
+    if len(set(factors)) < len(factors) or len(factors) > GRIDS[-1]:
+        raise SveError(f"--grid: {text} names a factor twice, or more than {GRIDS[-1]}.", "Write --grid 1/3,1,3,9.")
+    return tuple(sorted(factors))
 
 
 def shown_command(words: Sequence[str]) -> str:

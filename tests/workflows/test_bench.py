@@ -129,6 +129,7 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same_table(sve: Any
     before, table = stamps(benched), (benched / "out" / "bench.json").read_bytes()
     document = sve.json(*repeat)
     assert "4 runs: 4 done, 0 to train." in sve.err and "has the lowest validation NLL" in sve.err
+    assert "At the edge of the grid: sve, heads_only. --grid with further factors" in sve.err
     assert stamps(benched) == before and (benched / "out" / "bench.json").read_bytes() == table
     assert document == json.loads(table)
 
@@ -162,7 +163,7 @@ def test_a_cell_is_what_sve_train_gives(method: str, seed: int, sve: Any, benche
         (["--sweep", "method.members=1,x"], "method.members"),
         (["--sweep", ""], "cannot be read"),
         (["--sweep", "seed=1,2"], "--seeds"),
-        (["--grid", "2"], "--grid must be 1 (no search), 3, 5 or 7, not 2."),
+        (["--grid", "2"], "--grid must be 1 (no search), 3, 5, 7 or factors, not 2."),
         (["--reference", "svo"], "--reference 'svo' is no row of this table"),
         (["--table", "--reference", "single"], "Its rows are: heads_only; sve."),
         (["--methods", "sve,single", "--sweep", "method.members=1,2"], "single is one network"),

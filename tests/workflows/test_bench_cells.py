@@ -86,12 +86,26 @@ def test_methods_are_read_and_unknown_ones_refused() -> None:
 
 
 def test_grid_factors() -> None:
-    assert grid_factors(1) == (1.0,)
-    assert grid_factors(3) == (0.333333, 1.0, 3.0)
-    assert grid_factors(5) == (0.111111, 0.333333, 1.0, 3.0, 9.0)
-    for points in (0, 2, 4, -1):
+    assert grid_factors("1") == (1.0,)
+    assert grid_factors("3") == (0.333333, 1.0, 3.0)
+    assert grid_factors("5") == (0.111111, 0.333333, 1.0, 3.0, 9.0)
+    for points in ("0", "2", "4", "-1", "3.0", "1/3", "three", ""):
         with pytest.raises(SveError, match="--grid must be 1"):
             grid_factors(points)
+
+
+def test_grid_factors_that_are_listed() -> None:
+    assert grid_factors("9,1, 1/3,3") == (0.333333, 1.0, 3.0, 9.0)
+    assert grid_factors("0.333333,1e1") == (0.333333, 10.0)
+    for text, saying in [
+        ("1,x", "'x' is not a factor"), ("1,", "'' is not a factor"), ("1,1/0", "'1/0' is not a factor"),
+        ("1,nan", "'nan' is not a factor"), ("1,inf", "'inf' is not a factor"), ("1,1e999", "'1e999' is not a factor"),
+        ("1,0", "are not all between"), ("1,-3", "are not all between"), ("1,1001", "are not all between"),
+        ("1,3,3.0", "names a factor twice"), ("1,2,3,4,5,6,7,8", "or more than 7"),
+    ]:  # fmt: skip
+        with pytest.raises(SveError) as caught:
+            grid_factors(text)
+        assert saying in caught.value.message, text
 
 
 @pytest.mark.parametrize(

@@ -146,6 +146,8 @@ def check_paired(document: Any) -> str | None:
         found = row.get("differences") if isinstance(row, dict) else None
         if not isinstance(found, dict):
             return f"rows.{name}.differences"
+        if not isinstance(row.get("seeds", []), list) or not all(isinstance(seed, int) for seed in row.get("seeds", [])):
+            return f"rows.{name}.seeds"
         for key, difference in found.items():
             if not _is_difference(key, difference):
                 return f"rows.{name}.differences.{key}"

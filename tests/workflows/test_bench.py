@@ -18,7 +18,7 @@ import pytest
 from safetensors import safe_open
 
 from sve_cli import cli
-from sve_cli.benchmark import load_cells, load_grids
+from sve_cli.benchmark import build_table, load_cells, load_grids
 from sve_cli.comparison import compare_ood, compare_seeds
 from sve_cli.comparison.samples import SampleNumbers
 from sve_cli.errors import SveError
@@ -403,7 +403,11 @@ def test_differences_outlive_the_runs(own: Study) -> None:
 
     other = SampleNumbers.load(kept[0])
     replace(other, run="heads_only-seed0-ffffffff").save(kept[0])  # of other settings than the result
-    assert paired(gone)["rows"]["heads_only"]["seeds"] == [1]
+    fewer = paired(gone)
+    assert fewer["rows"]["heads_only"]["seeds"] == [1]
+    notes = build_table(load_cells(own.out), {}, None, fewer).notes
+    assert "Paired differences of heads_only leave seed 0 out: neither the runs nor their samples are at hand." in notes
+    assert not [note for note in build_table(load_cells(own.out), {}, None, before).notes if "leave" in note]
     kept[0].write_bytes(b"PAR1 and then nothing")
     assert bench_paired.paired_differences(own, load_cells(own.out)) == before, "the run is at hand, and mends what is kept"
     assert paired(gone) == before

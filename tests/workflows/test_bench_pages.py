@@ -60,6 +60,7 @@ def test_limits_and_scaled_differences_are_explained_in_every_view(sve: Any, out
         ("paired.json", '{"reference": "sve", "rows": 3}', "is damaged: rows"),
         ("paired.json", '{"reference": "sve", "rows": {"single": {}}}', "is damaged: rows.single.differences"),
         ("paired.json", '{"reference": "sve", "rows": {}, "left_out": 3}', "is damaged: left_out"),
+        ("paired.json", '{"reference": "sve", "rows": {"a": {"differences": {}, "seeds": ["0"]}}}', "is damaged: rows.a.seeds"),
         ("paired.json", "[]", "is damaged: its content"),
         ("paired.json", '{"reference": "sve", "rows": {"si', "Cannot read"),
         ("paired.json", paired("nll", low=None), "is damaged: rows.single.differences.nll"),

@@ -47,7 +47,7 @@ def build_table(
     sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
     return BenchTable(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
-        notes=[*_notes(cells, grids), *_paired_notes(paired or {}, cells)], commands=list(dict.fromkeys(c.command for c in cells)),
+        notes=[*_notes(cells, grids), *_paired_notes(paired or {}, rows)], commands=list(dict.fromkeys(c.command for c in cells)),
         paired=None if paired is None else dict(paired),
     )  # fmt: skip
 
@@ -138,13 +138,11 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     return notes
 
 
-def _paired_notes(paired: Mapping[str, Any], cells: Sequence[CellResult]) -> list[str]:
+def _paired_notes(paired: Mapping[str, Any], rows: Sequence[BenchRow]) -> list[str]:
     """How to read the paired differences, which rows have none, and which have them of some seeds only."""
     keys = {key for row in paired.get("rows", {}).values() for key in row["differences"]}
     notes = list(paired.get("left_out", []))
-    seeds: dict[str, set[int]] = {}
-    for cell in cells:
-        seeds.setdefault(cell.row, set()).add(cell.seed)
+    seeds = {row.name: set(row.seeds) for row in rows}
     for name, row in paired.get("rows", {}).items():
         both = seeds.get(name, set()) & seeds.get(paired["reference"], set())
         if missing := sorted(both - set(row.get("seeds", both))):

@@ -131,12 +131,13 @@ def labels_of(predictions: Predictions) -> list[str | None]:
     return [None if label == UNKNOWN_LABEL else predictions.classes[label] for label in predictions.labels_N]
 
 
-def paired_rows(sets: Sequence[SetNumbers], called: Sequence[str]) -> list[np.ndarray]:
-    """For each system the rows of the samples that all have, in one order.
+def paired_rows(sets: Sequence[SetNumbers], names: Sequence[str]) -> list[np.ndarray]:
+    """For each system the rows of the samples that all have, in one order. `names`: what messages call the systems.
 
     Raises:
         SveError: too few samples are shared, or a sample has different labels.
     """
+    called = [f"'{name}'" for name in names]
     shared = shared_ids([found.ids_N for found in sets], called)
     rows = []
     for found in sets:

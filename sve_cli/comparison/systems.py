@@ -85,7 +85,7 @@ def compare_seeds(
     """
     settings = Settings("probs", bins, bootstrap, permutations, confidence, seed)
     settings.check()
-    systems = align([*references, *others], _names(references, others)).predictions
+    systems = align([*references, *others], side_names(references, others)).predictions
     ways = _ways(aggregate, len(references), len(others))
     views = [aggregate_members(system, way) for system, way in zip(systems, ways, strict=True)]
     chosen = usable_metrics(metrics or list(METRICS), systems, views)
@@ -129,7 +129,7 @@ def compare_ood(
     settings = Settings("probs", DEFAULT_BINS, bootstrap, permutations, confidence, seed)
     settings.check()
     ways = _ways(aggregate, len(references), len(others))
-    names = _names(references, others)
+    names = side_names(references, others)
     tests = align([test for test, _ in (*references, *others)], names).predictions
     oods = align([ood for _, ood in (*references, *others)], names).predictions
     joined = [join(test, ood) for test, ood in zip(tests, oods, strict=True)]
@@ -139,20 +139,24 @@ def compare_ood(
     where = source_name(oods[0])
     statistics = []
     for score in chosen:
-        ranks = [np.asarray(rankdata(score.score(system, way))) for system, way in zip(joined, ways, strict=True)]
-        statistics.append(auroc_statistic(where, score, ranks[: len(references)], ranks[len(references) :], strata[0]))
+        values = [score.score(system, way) for system, way in zip(joined, ways, strict=True)]
+        statistics.append(auroc_statistic(where, score, values[: len(references)], values[len(references) :], strata[0]))
     return differences(statistics, strata, settings) if statistics else []
 
 
 def auroc_statistic(
     where: str, score: OodScore, references: Sequence[np.ndarray], others: Sequence[np.ndarray], n_id: int
 ) -> Statistic:
-    """The AUROC on the set `where`; a seed is the scores of `n_id` ID samples and after them those of the OOD samples."""
+    """The AUROC on the set `where`; a seed is the scores of `n_id` ID samples and after them those of the OOD samples.
+
+    Scores become ranks: see `compare_ood`.
+    """
+    ours, theirs = ([np.asarray(rankdata(values_N)) for values_N in side] for side in (references, others))
     return Statistic(
         *describe_auroc(where, score),
-        [auroc_of(values, n_id) for values in references],
-        [auroc_of(values, n_id) for values in others],
-        [_stacked_auroc(references[a], others[b], n_id) for a, b in seed_pairs(len(references), len(others))],
+        [auroc_of(ranks_N, n_id) for ranks_N in ours],
+        [auroc_of(ranks_N, n_id) for ranks_N in theirs],
+        [_stacked_auroc(ours[a], theirs[b], n_id) for a, b in seed_pairs(len(ours), len(theirs))],
     )
 
 
@@ -167,7 +171,7 @@ def usable_metrics(names: Sequence[str], systems: Sequence[Predictions], views: 
     }
 
 
-def _names(references: Sequence[object], others: Sequence[object]) -> list[str]:
+def side_names(references: Sequence[object], others: Sequence[object]) -> list[str]:
     """What messages call the systems of both sides.
 
     Raises:

@@ -64,10 +64,11 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
         log.say(f"Learning rates: {points} points to try, {len(study.factors)} a method.")
         count = _counted(points, 0)
         _together(jobs, Crew(log), [_searcher(study, m, missing, threads, log, count) for m, missing in grids.items() if missing])
-    for method in grids:
-        best = check_grid(study, method).best
+    searched = {method: check_grid(study, method) for method in grids}
+    for method, grid in searched.items():
+        best = grid.best
         log.say(f"Learning rates of {method}: × {best.factor:.3g} has the lowest validation NLL ({best.validation_nll:.4f}).")
-    if edges := [method for method in grids if check_grid(study, method).at_edge]:
+    if edges := [method for method, grid in searched.items() if grid.at_edge]:
         log.say(f"At the edge of the grid: {', '.join(edges)}. --grid with further factors (1/3,1,3,9) tries them for all methods.")
     cells = study.cells()
     _drop_losers(study, grids)

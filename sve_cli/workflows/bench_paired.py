@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from sve_cli.benchmark import Cell, CellResult, without_folders
 from sve_cli.benchmark.values import check_paired
 from sve_cli.comparison.paired import Settings, differences
 from sve_cli.comparison.samples import TEST, SampleNumbers, SetNumbers, labels_of, numbers_of, paired_rows, view_of
-from sve_cli.comparison.systems import auroc_statistic, compare_views
+from sve_cli.comparison.systems import auroc_statistic, compare_views, side_names
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
 from sve_cli.metrics.aggregate import aggregate, source_name
@@ -99,8 +98,9 @@ def samples_of(study: Study, cell: CellResult) -> SampleNumbers | None:
         return kept
     if not run.complete:
         return None
-    _measured(run).save(path)
-    return SampleNumbers.load(path)
+    numbers = _measured(run)
+    numbers.save(path)
+    return numbers
 
 
 def _measured(run: RunDir) -> SampleNumbers:
@@ -125,9 +125,9 @@ def _measured(run: RunDir) -> SampleNumbers:
 
 def _differences(references: list[SampleNumbers], others: list[SampleNumbers], settings: Settings) -> dict[str, Difference]:
     """Others minus references by key, plain and with the others' temperature, and the AUROC of every OOD set that all have."""
-    systems, called = [*references, *others], [*_called("A", references), *_called("B", others)]
+    systems, names = [*references, *others], side_names(references, others)
     tests = [system.sets[TEST] for system in systems]
-    rows = paired_rows(tests, called)
+    rows = paired_rows(tests, names)
     metrics = {name: REGISTERED.resolve(name) for name in _known(METRICS)}
     plain = [view_of(found.plain, index) for found, index in zip(tests, rows, strict=True)]
     if not plain[0].labelled().n:
@@ -143,18 +143,14 @@ def _differences(references: list[SampleNumbers], others: list[SampleNumbers], s
             continue  # swept
         oods = [system.sets[name] for system in systems]
         scores = [
-            np.asarray(rankdata(np.concatenate([test.entropy_N[index], ood.entropy_N[there]])))
-            for test, index, ood, there in zip(tests, rows, oods, paired_rows(oods, called), strict=True)
+            np.concatenate([test.entropy_N[index], ood.entropy_N[there]])
+            for test, index, ood, there in zip(tests, rows, oods, paired_rows(oods, names), strict=True)
         ]
         n = len(rows[0])
         statistic = auroc_statistic(oods[0].source, Entropy(), scores[: len(references)], scores[len(references) :], n)
         [difference] = differences([statistic], [n, len(scores[0]) - n], settings)
         found[difference.key] = difference
     return found
-
-
-def _called(side: str, seeds: Sequence[object]) -> list[str]:
-    return [f"'{side}'"] if len(seeds) == 1 else [f"'{side}, seed {k + 1}'" for k in range(len(seeds))]
 
 
 def _known(names: Sequence[str]) -> list[str]:

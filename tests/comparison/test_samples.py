@@ -96,11 +96,11 @@ def test_rows_are_paired_by_id_and_other_labels_refused(make: Make) -> None:
     a, b = make(seed=1), make(seed=2)
     shuffle = np.random.default_rng(0).permutation(60)[:50]
     one, other = numbers(a), numbers(b.subset(shuffle))
-    rows = paired_rows([one, other], ["'A'", "'B'"])
+    rows = paired_rows([one, other], ["A", "B"])
     assert [one.ids_N[i] for i in rows[0]] == [other.ids_N[i] for i in rows[1]] == sorted(other.ids_N)
     with pytest.raises(SveError, match="Only 29 of the 60 samples of 'A' are also in the others"):
-        paired_rows([one, numbers(b.subset(np.arange(29)))], ["'A'", "'B'"])
+        paired_rows([one, numbers(b.subset(np.arange(29)))], ["A", "B"])
     labels = list(one.labels_N)
     labels[3] = "other"
     with pytest.raises(SveError, match="The label of sample 'toy0003' is '.*' in 'A' and 'other' in 'B'"):
-        paired_rows([one, replace(one, labels_N=labels)], ["'A'", "'B'"])
+        paired_rows([one, replace(one, labels_N=labels)], ["A", "B"])

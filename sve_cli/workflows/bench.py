@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -63,7 +64,9 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     if points := sum(map(len, grids.values())):
         log.say(f"Learning rates: {points} points to try, {len(study.factors)} a method.")
         count = _counted(points, 0)
-        _together(jobs, Crew(log), [_searcher(study, m, missing, threads, log, count) for m, missing in grids.items() if missing])
+        lock = Lock()
+        todo_points = [(method, factor) for method, missing in grids.items() for factor in missing]
+        _together(jobs, Crew(log), [_searcher(study, *point, threads, log, count, lock) for point in todo_points])
     searched = {method: check_grid(study, method) for method in grids}
     for method, grid in searched.items():
         best = grid.best
@@ -152,25 +155,27 @@ def _drop_losers(study: Study, methods: Iterable[str]) -> None:
 
 
 def _searcher(
-    study: Study, method: str, missing: list[float], threads: int, log: Log, count: Iterator[str]
+    study: Study, method: str, factor: float, threads: int, log: Log, count: Iterator[str], lock: Lock
 ) -> Callable[[Crew], None]:
+    """One point of a method's grid. The lock is for the grids' files, which points of the same method share."""
+
     def search(crew: Crew) -> None:
-        known = check_grid(study, method)
-        for factor in missing:
-            label = f"{method}, learning rates × {factor:.3g}"
-            log.say(f"{next(count)} Trying {label}")
-            cell = study.grid_cell(method)
-            loaded = study.cell_recipe(cell, factor)
-            job = Job("search", loaded, study.run_folder(cell, loaded.recipe), study.limit, threads, study.command)
-            try:
-                found = crew.run(job, label)
-                nll = found["validation_nll"] if math.isfinite(found["validation_nll"]) else None
-                point = GridPoint(factor, nll, round(found["seconds"], 1))
-            except DivergenceError as error:
-                log.warn(error.message)
-                point = GridPoint(factor, None, 0.0)
-            known = replace(known, points=[*known.points, point])
-            write_text(study.grid_path(method), known.to_json())
+        label = f"{method}, learning rates × {factor:.3g}"
+        log.say(f"{next(count)} Trying {label}")
+        cell = study.grid_cell(method)
+        loaded = study.cell_recipe(cell, factor)
+        job = Job("search", loaded, study.run_folder(cell, loaded.recipe), study.limit, threads, study.command)
+        try:
+            found = crew.run(job, label)
+            nll = found["validation_nll"] if math.isfinite(found["validation_nll"]) else None
+            point = GridPoint(factor, nll, round(found["seconds"], 1))
+        except DivergenceError as error:
+            log.warn(error.message)
+            point = GridPoint(factor, None, 0.0)
+        with lock:
+            known = check_grid(study, method)
+            points = sorted([*known.points, point], key=lambda p: p.factor)  # the same file in whatever order they finish
+            write_text(study.grid_path(method), replace(known, points=points).to_json())
 
     return search
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
+from sve_cli.benchmark import load_grids
 from sve_cli.cli import app
 from sve_cli.data.load import load_data
 from sve_cli.errors import RecipeError, SveError
@@ -18,6 +20,7 @@ from sve_cli.recipe import digest, load_recipe
 from sve_cli.recipe.schema import recipes_reference
 from sve_cli.registry import METHOD_ALIASES, METHODS
 from sve_cli.rundir import RunDir
+from sve_cli.workflows import bench as bench_workflow
 from sve_cli.workflows import bench_builds
 from sve_cli.workflows.bench import bench
 from sve_cli.workflows.bench_cells import Study, grid_factors
@@ -166,3 +169,29 @@ def test_the_reference_names_every_method() -> None:
     [row] = [line for line in recipes_reference().splitlines() if line.startswith("| `method.name` |")]
     named = row.rpartition(":")[2].strip(" .|").split(", ")
     assert sorted(named) == sorted([*METHODS, *METHOD_ALIASES])
+
+
+def test_the_points_of_a_grid_are_tried_at_once_and_none_is_lost(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    together = threading.Barrier(3, timeout=30)  # broken unless all three points of the one method are at work
+
+    class Waiting:
+        def __init__(self, log: Any) -> None:
+            pass
+
+        def run(self, job: Any, label: str) -> dict[str, float]:
+            if job.kind == "train":
+                raise SveError("Enough.", "")
+            together.wait()
+            return {"validation_nll": job.loaded.recipe.train.head_lr, "seconds": 1.0}
+
+        def stop(self) -> None:
+            pass
+
+    monkeypatch.setattr(bench_workflow, "Crew", Waiting)
+    wide = replace(study, methods=("single",), seeds=1, factors=grid_factors("3"))
+    with pytest.raises(SveError, match=r"Enough\."):
+        bench(wide, Silent(), jobs=3, costs=False)
+    points = load_grids(study.out)["single"].points
+    assert [p.factor for p in points] == [0.333333, 1.0, 3.0]
+    rates = [p.validation_nll for p in points]
+    assert None not in rates and rates == sorted(set(rates)), "each point has the NLL of its own rates"

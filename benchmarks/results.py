@@ -6,7 +6,8 @@
                                                   benchmarks/results/kept/NAME.json
 
 A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
-`<!-- diversity: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with `<!-- end -->`.
+`<!-- diversity: NAME … -->`, `<!-- uncertainty: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with
+`<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
 PAGE = ROOT.parent / "docs" / "results.md"
 REGION = re.compile(
-    r"(<!-- (runs|ood|bench|overview|diversity|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL
+    r"(<!-- (runs|ood|bench|overview|diversity|uncertainty|tuning|decomposition)(?:: ([^>]*))? -->\n).*?(<!-- end -->)", re.DOTALL
 )
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 OOD = "ood"
@@ -131,6 +132,23 @@ def diversity_region(names: str) -> str:
     return f"{text}\n\n{markdown.table(Table(heads, rows))}\n\n{correlations}\n\nFrom {files}:\n\n```\n{commands}\n```\n"
 
 
+def uncertainty_region(names: str) -> str:
+    """Mean uncertainties of kept runs on the test set, total and by kind, for runs that differ in their training rows."""
+    kept = [read_json(RESULTS / "kept" / f"{name}.json") for name in names.split()]
+    shown = {"accuracy": (100.0, 1), "nll": (1.0, 3), "entropy_mean": (1.0, 3), "expected_entropy_mean": (1.0, 3),
+             "mutual_information_mean": (1.0, 4), "disagreement": (100.0, 1)}  # fmt: skip
+    heads = ["method", "training rows", "steps", "accuracy %", "NLL", "entropy, nats", "expected entropy", "mutual information",
+             "disagreement %"]  # fmt: skip
+    rows = []
+    for found in kept:
+        limit = next((note.split()[1] for note in found["notes"] if note.startswith("data.limit:")), "all")
+        numbers = [number(found["values"], key, *how) for key, how in shown.items()]
+        rows.append([found["method"], limit, str(found["training"]["steps"]), *numbers])
+    commands = "\n".join(found["command"] for found in kept)
+    files = ", ".join(f"`benchmarks/results/kept/{name}.json`" for name in names.split())
+    return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n{commands}\n```\n"
+
+
 def tuning_region(name: str) -> str:
     """Validation NLL of every variant of one tuning file, best first."""
     kept = json.loads((RESULTS / "tuning" / f"{name}.json").read_text(encoding="utf-8"))
@@ -218,7 +236,12 @@ def renewed(text: str) -> str:
         SveError: a file that a region names is missing or damaged.
     """
     made = {"runs": runs_region, "ood": ood_region, "bench": bench_region, "overview": overview_region}
-    made |= {"diversity": diversity_region, "tuning": tuning_region, "decomposition": decomposition_region}
+    made |= {
+        "diversity": diversity_region,
+        "uncertainty": uncertainty_region,
+        "tuning": tuning_region,
+        "decomposition": decomposition_region,
+    }
     return REGION.sub(lambda m: f"{m.group(1)}\n{made[m.group(2)]((m.group(3) or '').strip())}\n{m.group(4)}", text)
 
 

@@ -60,21 +60,19 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     check_results(study)
     read_costs(study.out)  # a damaged file too
     threads = max(torch.get_num_threads() // jobs, 1)  # as `sve train` has them, where one cell is trained at a time
-    grids = {method: _missing(study, method) for method in searches(study)}
-    if points := sum(map(len, grids.values())):
-        log.say(f"Learning rates: {points} points to try, {len(study.factors)} a method.")
-        count = _counted(points, 0)
-        lock = Lock()
-        todo_points = [(method, factor) for method, missing in grids.items() for factor in missing]
-        _together(jobs, Crew(log), [_searcher(study, *point, threads, log, count, lock) for point in todo_points])
-    searched = {method: check_grid(study, method) for method in grids}
+    methods = searches(study)
+    if points := [(method, factor) for method in methods for factor in _missing(study, method)]:
+        log.say(f"Learning rates: {len(points)} points to try, {len(study.factors)} a method.")
+        count, lock = _counted(len(points), 0), Lock()
+        _together(jobs, Crew(log), [_searcher(study, *point, threads, log, count, lock) for point in points])
+    searched = {method: check_grid(study, method) for method in methods}
     for method, grid in searched.items():
         best = grid.best
         log.say(f"Learning rates of {method}: × {best.factor:.3g} has the lowest validation NLL ({best.validation_nll:.4f}).")
     if edges := [method for method, grid in searched.items() if grid.at_edge]:
         log.say(f"At the edge of the grid: {', '.join(edges)}. --grid with further factors (1/3,1,3,9) tries them for all methods.")
     cells = study.cells()
-    _drop_losers(study, grids)
+    _drop_losers(study, methods)
     todo = [cell for cell in cells if not is_done(study, cell)]
     log.say(f"{len(cells)} runs: {len(cells) - len(todo)} done, {len(todo)} to train.")
     count = _counted(len(cells), len(cells) - len(todo))

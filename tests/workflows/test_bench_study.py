@@ -20,11 +20,11 @@ from sve_cli.recipe import digest, load_recipe
 from sve_cli.recipe.schema import recipes_reference
 from sve_cli.registry import METHOD_ALIASES, METHODS
 from sve_cli.rundir import RunDir
-from sve_cli.workflows import bench as bench_workflow
 from sve_cli.workflows import bench_builds
 from sve_cli.workflows.bench import bench
 from sve_cli.workflows.bench_cells import Study, grid_factors
 from sve_cli.workflows.bench_checks import _to_make, check_study
+from sve_cli.workflows.bench_worker import Crew, Job
 from sve_cli.workflows.session import Silent
 
 README = Path(__file__).parents[2] / "README.md"
@@ -174,20 +174,13 @@ def test_the_reference_names_every_method() -> None:
 def test_the_points_of_a_grid_are_tried_at_once_and_none_is_lost(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     together = threading.Barrier(3, timeout=30)  # broken unless all three points of the one method are at work
 
-    class Waiting:
-        def __init__(self, log: Any) -> None:
-            pass
+    def wait(self: Crew, job: Job, label: str) -> dict[str, float]:
+        if job.kind == "train":
+            raise SveError("Enough.", "")
+        together.wait()
+        return {"validation_nll": job.loaded.recipe.train.head_lr or 0.0, "seconds": 1.0}
 
-        def run(self, job: Any, label: str) -> dict[str, float]:
-            if job.kind == "train":
-                raise SveError("Enough.", "")
-            together.wait()
-            return {"validation_nll": job.loaded.recipe.train.head_lr, "seconds": 1.0}
-
-        def stop(self) -> None:
-            pass
-
-    monkeypatch.setattr(bench_workflow, "Crew", Waiting)
+    monkeypatch.setattr(Crew, "run", wait)
     wide = replace(study, methods=("single",), seeds=1, factors=grid_factors("3"))
     with pytest.raises(SveError, match=r"Enough\."):
         bench(wide, Silent(), jobs=3, costs=False)

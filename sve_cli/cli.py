@@ -78,22 +78,28 @@ def run(arguments: list[str]) -> int:
     except (typer.Abort, KeyboardInterrupt):
         return _interrupted(console, arguments)
     except _Terminated:
-        console.error("Terminated.", _resume_hint(arguments))
-        return EXIT_TERMINATED
+        return _told(console, arguments, "Terminated.", _resume_hint(arguments), EXIT_TERMINATED)
     except SveError as error:
         if _debug():
             traceback.print_exc()
-        console.error(error.message, error.hint)
-        if "--json" in arguments and error.exit_code == EXIT_USER:  # a failed check has printed its own document
-            console.json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+        if error.exit_code == EXIT_USER:
+            return _told(console, arguments, error.message, error.hint, EXIT_USER)
+        console.error(error.message, error.hint)  # a failed check has printed its own document
         return error.exit_code
     except Exception as error:  # the only broad handler: a crash is our bug, and says so
         return _crashed(error, console)
 
 
 def _interrupted(console: Console, arguments: list[str]) -> int:
-    console.error("Interrupted.", _resume_hint(arguments))
-    return EXIT_INTERRUPTED
+    return _told(console, arguments, "Interrupted.", _resume_hint(arguments), EXIT_INTERRUPTED)
+
+
+def _told(console: Console, arguments: list[str], message: str, hint: str, code: int) -> int:
+    """Say what ended the command, as a document too where one was asked for; the exit code."""
+    console.error(message, hint)
+    if "--json" in arguments:
+        console.json({"error": message, "hint": hint, "exit_code": code})
+    return code
 
 
 def _resume_hint(arguments: list[str]) -> str:

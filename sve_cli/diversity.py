@@ -1,6 +1,7 @@
 """How different the members of an ensemble are, and whether what they disagree on is far from the training data.
 
-Functions of plain arrays, and the values `sve diversity` shows. Everything is computed in float64.
+Functions of plain arrays, and the values `sve diversity` shows. Means, sums and ratios are in float64; products of large matrices
+are computed in float32.
 Shapes: M members, N samples, C classes, F features, D weights, R resamples.
 """
 

@@ -6,6 +6,7 @@ member-major: row m·B + b belongs to member m.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -32,13 +33,14 @@ class Output:
 class Round:
     """One optimisation: these members, this share of the steps, starting from another member or from the checkpoint (None).
 
-    `judged_by`: the members whose mean the epochs are selected on; None: those that train.
+    `judged_by`: whose mean the epochs are selected on; None: those that train. `keep_last`: the last step counts, not the best.
     """
 
     members: tuple[int, ...]
     epochs_share: float = 1.0
     init_from: int | None = None
     judged_by: tuple[int, ...] | None = None
+    keep_last: bool = False
 
 
 @dataclass
@@ -380,8 +382,6 @@ class Method(Protocol):
 
 def keyed_generator(seed: int, *key: object) -> torch.Generator:
     """A generator for one purpose: every random draw is keyed by (seed, purpose, member, epoch), never by call order."""
-    import hashlib
-
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 

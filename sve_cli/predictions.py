@@ -15,6 +15,8 @@ import numpy as np
 from sve_cli.errors import SveError
 
 UNKNOWN_LABEL = -1
+OPTIONAL = ("mask_NC", "soft_labels_NC", "features_MNF")
+AGAIN = "Make the predictions again: sve evaluate RUN."
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ class Predictions:
         from safetensors.numpy import save_file
 
         tensors = {"logits_MNC": self.logits_MNC, "labels_N": self.labels_N}
-        for name in ("mask_NC", "soft_labels_NC", "features_MNF"):
+        for name in OPTIONAL:
             if (value := getattr(self, name)) is not None:
                 tensors[name] = value
         meta = {
@@ -115,8 +117,9 @@ class Predictions:
         """Read what `save` wrote.
 
         Raises:
-            SveError: a file is missing or is not a predictions file.
+            SveError: a file is missing, damaged, or is not a predictions file.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
         from safetensors import SafetensorError, safe_open
 
@@ -128,22 +131,23 @@ class Predictions:
             with safe_open(tensor_path, framework="numpy") as f:
                 meta = json.loads((f.metadata() or {}).get("meta", "{}"))
                 tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (not a dict)
-        except SafetensorError as error:
-            raise SveError(f"'{tensor_path}' is not a readable safetensors file ({error}).") from error
-        if meta.get("format") != "sve-predictions/1":
-            raise SveError(f"'{tensor_path}' is not a predictions file of this tool.")
-        table = pq.read_table(table_path).to_pydict()
-        ids = [str(i) for i in table.pop("id")]
-        table.pop("label")
-        return Predictions(
-            ids_N=ids,
-            classes=meta["classes"],
-            dataset=meta["dataset"],
-            split=meta["split"],
-            model_digest=meta["model_digest"],
-            columns={name: ["" if v is None else str(v) for v in values] for name, values in table.items()},
-            **tensors,
-        )
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SveError(f"'{tensor_path}' is not a readable safetensors file ({error}).", AGAIN) from error
+        if not isinstance(meta, dict) or meta.get("format") != "sve-predictions/1":
+            raise SveError(f"'{tensor_path}' is not a predictions file of this tool.", AGAIN)
+        try:
+            table = pq.read_table(table_path).to_pydict()
+            ids = [str(i) for i in table.pop("id")]
+            table.pop("label")
+            found = {"logits_MNC": tensors["logits_MNC"], "labels_N": tensors["labels_N"]}
+            found |= {name: tensors[name] for name in OPTIONAL if name in tensors}
+            meant = {name: meta[name] for name in ("classes", "dataset", "split", "model_digest")}
+        except KeyError as error:
+            raise SveError(f"'{stem}' is damaged: its files have no {error}.", AGAIN) from error
+        except (pa.ArrowException, OSError) as error:
+            raise SveError(f"'{table_path}' is damaged ({error}).", AGAIN) from error
+        columns = {name: ["" if v is None else str(v) for v in values] for name, values in table.items()}
+        return Predictions(ids_N=ids, columns=columns, **found, **meant)
 
 
 def _beside(stem: Path, suffix: str) -> Path:

@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from sve_cli.errors import SveError
 
 COMPLETE = "COMPLETE"
+LOCK = ".lock"  # stays, so that all processes lock the same file
 
 
 def runs_root(out: Path | None = None) -> Path:
@@ -115,6 +116,42 @@ def check_seal(folder: Path) -> None:
             raise SveError(f"'{path}' is missing or was changed after the run.", "Train again, or restore the file.")
 
 
+@contextmanager
+def only_process(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file, which stays when it is free again: removed, two processes could each hold one of that name.
+
+    Raises:
+        SveError: another process holds it (`refusal`), or it cannot be written.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise SveError(refusal, "Wait for it, or stop it first.") from error
+    except OSError as error:
+        raise SveError(f"Cannot write '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def require_writable(folder: Path) -> None:
+    """Check that files can be written in a folder, which need not be there, without touching anything.
+
+    Raises:
+        SveError: they cannot.
+    """
+    above = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "it cannot be written to" if above.is_dir() else "it is not a folder"
+        raise SveError(f"Cannot create '{folder}': '{above}' is in the way, {reason}.", "Choose another folder with --out.")
+
+
+def _not_created(path: Path, error: OSError) -> SveError:
+    return SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.")
+
+
 @dataclass(frozen=True)
 class RunDir:
     """A run's folder."""
@@ -122,22 +159,30 @@ class RunDir:
     path: Path
 
     @staticmethod
-    def create(root: Path, name: str, digest: str, exact: bool = False, overwrite: bool = False) -> RunDir:
-        """A new folder. `exact`: `root` itself is the run's folder (--out).
+    @contextmanager
+    def begin(root: Path, name: str, digest: str, exact: bool = False, overwrite: bool = False) -> Iterator[RunDir]:
+        """A new folder, held as by `only_writer` until the block ends. `exact`: `root` itself is the run's folder (--out).
+
+        `overwrite`: a run that is there is removed, once no other process works on it.
 
         Raises:
-            SveError: the folder exists and is not empty.
+            SveError: the folder exists and is not empty, or another process holds it.
         """
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        path = root if exact else root / f"{name}-{stamp}-{digest[:8]}"
-        RunDir.require_free(path, overwrite)
+        run = RunDir(root if exact else root / f"{name}-{stamp}-{digest[:8]}")
+        RunDir.require_free(run.path, overwrite)
         try:
-            if path.exists():  # empty, or a run that may be overwritten
-                shutil.rmtree(path)
-            path.mkdir(parents=True, exist_ok=True)
+            run.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SveError(f"Cannot create '{path}' ({error.strerror}).", "Choose another folder with --out.") from error
-        return RunDir(path)
+            raise _not_created(run.path, error) from error
+        with run.only_writer():
+            RunDir.require_free(run.path, overwrite)  # another process may have been faster
+            try:
+                for entry in [p for p in run.path.iterdir() if p.name != LOCK]:
+                    (shutil.rmtree if entry.is_dir() and not entry.is_symlink() else os.unlink)(entry)
+            except OSError as error:
+                raise _not_created(run.path, error) from error
+            yield run
 
     @staticmethod
     def require_free(path: Path, overwrite: bool = False) -> None:
@@ -146,17 +191,14 @@ class RunDir:
         Raises:
             SveError: something is there already, or the place cannot be written to.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
             if not overwrite:
                 raise SveError(
                     f"'{path}' exists and is not empty.", "Choose another --out, go on with --resume, or use --overwrite."
                 )
             if not (path / "recipe.yaml").is_file():
                 raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")
-        above = next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
-        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            reason = "it cannot be written to" if above.is_dir() else "it is not a folder"
-            raise SveError(f"Cannot create '{path}': '{above}' is in the way, {reason}.", "Choose another folder with --out.")
+        require_writable(path)
 
     @staticmethod
     def open(path: Path) -> RunDir:
@@ -194,22 +236,14 @@ class RunDir:
         return RunDir(max(found, key=lambda p: (p / "recipe.yaml").stat().st_mtime_ns))
 
     @contextmanager
-    def only_writer(self) -> Iterator[None]:
+    def only_writer(self) -> Iterator[RunDir]:
         """Hold the run: a second process that wants to train it is refused.
 
         Raises:
             SveError: another process holds it.
         """
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(blocking=False)
-        except Timeout as error:
-            raise SveError(f"Another process is training '{self.path}'.", "Wait for it, or stop it first.") from error
-        try:
-            yield
-        finally:
-            lock.release()
-            (self.path / ".lock").unlink(missing_ok=True)
+        with only_process(self.path / LOCK, f"Another process is training '{self.path}'."):
+            yield self
 
     @property
     def complete(self) -> bool:

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from sve_cli.benchmark import (
+    DIVERGED,
     Cell,
     CellResult,
+    Diverged,
     Grid,
     GridPoint,
     Spread,
@@ -20,6 +22,7 @@ from sve_cli.benchmark import (
     differing_keys,
     higher_is_better,
     load_cells,
+    load_diverged,
     load_grids,
     row_name,
     searched,
@@ -50,6 +53,48 @@ def grid(method: str, *losses: float | None) -> Grid:
     return Grid(method, 1, RECIPE, points)
 
 
+def test_content_that_was_changed_between_two_cells_is_found() -> None:
+    old, new = {"checkpoint": "a", "test": "b"}, {"checkpoint": "a", "test": "c"}
+    with pytest.raises(SveError, match="do not belong in one table: they differ in the test rows"):
+        build_table([cell(sources=old), cell("single", sources=new)], {}, None)
+    build_table([cell(sources=old), cell(seed=1, sources=new), cell("single")], {}, None)  # hold-outs of a seed; an older result
+    with pytest.raises(SveError, match="the checkpoint's content"):
+        build_table([cell(sources=old), cell(seed=1, sources={**old, "checkpoint": "z"})], {}, None)
+    swept = [cell(sources=old, sweep={"data.name": "x"}), cell(sources=new, sweep={"data.name": "y"})]
+    assert len(build_table(swept, {}, None).rows) == 2
+
+
+def test_what_the_numbers_rest_on_is_noted() -> None:
+    few = [cell(seed=s, recipe={"data.limit": 2000}, metrics={"accuracy": 0.9, "nll": n}) for s, n in ((0, 0.3), (1, None))]
+    table = build_table(few, {}, {"methods": {}, "noisy": ["sve", "single"]})
+    assert table.notes == [
+        "Trained on at most 2,000 rows (data.limit).",
+        "nll is not finite, so that its row shows none: sve, seed 1.",
+        "The machine was busy when the latencies of sve, single were measured: they are rough.",
+    ]
+    assert "nll" not in table.rows[0].metrics and "accuracy" in table.rows[0].metrics
+    swept = [cell(recipe={"data.limit": n}, sweep={"data.limit": str(n)}) for n in (100, 200)]
+    assert build_table(swept, {}, None).notes == []
+
+
+def test_a_seed_that_is_there_twice_is_refused() -> None:
+    with pytest.raises(SveError, match="'sve, seed 0' has two results, 'x' and 'y'"):
+        build_table([cell(), cell(seed=1), cell(run="y")], {}, None)
+
+
+def test_what_diverged_is_a_note_and_a_file(tmp_path: Path) -> None:
+    none = Diverged("sve", 2, {"method.members": "16"}, RECIPE, None, "The loss of member 3 is not finite at step 7.")
+    [note] = build_table([cell()], {}, None, None, [none]).notes
+    assert note == "sve (members=16), seed 2, has no result: The loss of member 3 is not finite at step 7."
+    assert load_diverged(tmp_path) == []
+    (tmp_path / DIVERGED).mkdir()
+    (tmp_path / DIVERGED / "sve-seed2.json").write_text(none.to_json(), encoding="utf-8")
+    assert load_diverged(tmp_path) == [none] and load_cells(tmp_path) == []
+    (tmp_path / DIVERGED / "sve-seed3.json").write_text(cell().to_json(), encoding="utf-8")
+    with pytest.raises(SveError, match="is not of schema"):
+        load_diverged(tmp_path)
+
+
 def test_mean_standard_deviation_and_worst_by_hand() -> None:
     seeds = [cell(seed=s, metrics={"accuracy": a, "nll": n, "disagreement": d})
              for s, a, n, d in [(2, 0.9, 0.5, 0.1), (0, 0.8, 0.2, 0.3), (1, 0.7, 0.2, 0.2)]]  # fmt: skip
@@ -59,7 +104,7 @@ def test_mean_standard_deviation_and_worst_by_hand() -> None:
     assert row.metrics["accuracy"].mean == pytest.approx(0.8) and row.metrics["accuracy"].std == pytest.approx(0.1)
     assert row.metrics["nll"].mean == pytest.approx(0.3) and row.metrics["nll"].std == pytest.approx(0.03**0.5)
     worst = {key: spread.worst for key, spread in row.metrics.items()}
-    assert worst == {"accuracy": 0.7, "nll": 0.5, "disagreement": 0.3}  # without a direction: the largest
+    assert worst == {"accuracy": 0.7, "nll": 0.5, "disagreement": None}  # without a direction there is no worst
     assert {s.n for s in row.metrics.values()} == {3}
     assert row.costs["train_seconds"] == pytest.approx(11.0) and row.costs["peak_memory_mb"] == 502
     assert row.parameters == {"sigma": 100.0, "extra_fraction": 0.01, "stored_bytes": 400.0}
@@ -75,10 +120,10 @@ def test_one_seed_has_no_standard_deviation() -> None:
     ("key", "worst"),
     [
         ("accuracy", 0.1), ("temperature.accuracy", 0.1), ("ood.a.b:test.entropy.auroc_ood", 0.1), ("ood_auroc_entropy", 0.1),
-        ("nll", 0.9), ("ood.a.entropy.fpr95_ood_positive", 0.9), ("ece_top1_w15", 0.9), ("entropy_mean", 0.9),
+        ("nll", 0.9), ("ood.a.entropy.fpr95_ood_positive", 0.9), ("ece_top1_w15", 0.9), ("entropy_mean", None),
     ],
 )  # fmt: skip
-def test_the_worst_seed_follows_the_metrics_direction(key: str, worst: float) -> None:
+def test_the_worst_seed_follows_the_metrics_direction(key: str, worst: float | None) -> None:
     assert Spread.of([0.5, 0.1, 0.9], key).worst == worst
     assert (higher_is_better(key) is True) == (worst == 0.1)
 

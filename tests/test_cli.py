@@ -15,6 +15,7 @@ import pytest
 
 from sve_cli import __version__, cli
 from sve_cli.commands.options import name_list
+from sve_cli.errors import SveError
 from sve_cli.recipe import load_recipe, recipe_names
 
 HEAVY = ("torch", "timm", "transformers", "datasets", "sklearn", "scipy", "pyarrow", "pandas")
@@ -157,5 +158,21 @@ def test_json_says_what_is_wrong_too(capsys: pytest.CaptureFixture[str]) -> None
     assert cli.run(wrong) == 2 and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("how", "code"), [(KeyboardInterrupt, 130), (cli._Terminated, 143)])
+def test_json_says_that_a_command_was_ended(
+    how: type[BaseException], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*arguments: object, **settings: object) -> None:
+        raise how
+
+    monkeypatch.setattr("sve_cli.workflows.bench_cells.parse_methods", ended)
+    assert cli.run(["bench", "quickstart", "--json"]) == code
+    document = json.loads(capsys.readouterr().out)
+    assert document["exit_code"] == code and "the same command goes on" in document["hint"]
+    assert cli.run(["bench", "quickstart"]) == code and capsys.readouterr().out == ""
+
+
 def test_a_name_with_a_comma_is_quoted_as_in_csv() -> None:
     assert name_list(['cat, dog,"New York, NY"', "bird"]) == ["cat", "dog", "New York, NY", "bird"] and name_list(None) == []
+    with pytest.raises(SveError, match="',' names nothing"):
+        name_list([","])

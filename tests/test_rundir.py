@@ -12,8 +12,13 @@ from sve_cli.errors import SveError
 from sve_cli.rundir import RunDir, atomic_path, check_seal, is_complete, read_json, runs_root, seal, write_json, write_text
 
 
+def begun(path: Path, name: str = "a", overwrite: bool = False) -> RunDir:
+    with RunDir.begin(path, name, "d" * 64, exact=True, overwrite=overwrite) as run:
+        return run
+
+
 def make_run(root: Path, name: str, age: float, complete: bool = True) -> RunDir:
-    run = RunDir.create(root / name, name, "d" * 64, exact=True)
+    run = begun(root / name, name)
     write_text(run.path / "recipe.yaml", "seed: 0\n")
     os.utime(run.path / "recipe.yaml", (1e9 - age, 1e9 - age))
     if complete:
@@ -36,7 +41,7 @@ def test_a_refusing_disk_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(SveError, match=r"Cannot write .*/file/a\.txt.*--out"):
         write_text(tmp_path / "file" / "a.txt", "x")
     with pytest.raises(SveError, match="Cannot create"):
-        RunDir.create(tmp_path / "file" / "run", "r", "d" * 64, exact=True)
+        begun(tmp_path / "file" / "run")
     with pytest.raises(SveError, match="Cannot read"):
         read_json(tmp_path / "absent.json")
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
@@ -65,8 +70,8 @@ def test_a_seal_notices_every_change(tmp_path: Path) -> None:
 
 
 def test_the_name_says_recipe_time_and_digest(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path, "digits", "0123456789abcdef")
-    assert run.path.parent == tmp_path
+    with RunDir.begin(tmp_path, "digits", "0123456789abcdef") as run:
+        assert run.path.parent == tmp_path
     name, stamp, short = run.path.name.rsplit("-", 2)
     assert (name, short) == ("digits", "01234567")
     assert stamp[8] == "T"
@@ -77,18 +82,20 @@ def test_the_name_says_recipe_time_and_digest(tmp_path: Path) -> None:
 def test_an_existing_folder_is_not_lost(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 0)
     with pytest.raises(SveError, match="exists and is not empty.*--overwrite"):
-        RunDir.create(run.path, "a", "d" * 64, exact=True)
+        begun(run.path)
     assert (run.path / "recipe.yaml").is_file()
-    again = RunDir.create(run.path, "a", "d" * 64, exact=True, overwrite=True)
-    assert not (again.path / "recipe.yaml").exists()
+    (run.path / "checkpoints").mkdir()
+    with RunDir.begin(run.path, "a", "d" * 64, exact=True, overwrite=True) as again:
+        assert [p.name for p in again.path.iterdir()] == [".lock"]
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter").write_text("x", encoding="utf-8")
     with pytest.raises(SveError, match="is not a run, so it is not overwritten"):
-        RunDir.create(precious, "a", "d" * 64, exact=True, overwrite=True)
+        begun(precious, overwrite=True)
     assert (precious / "chapter").is_file()
     (tmp_path / "empty").mkdir()
-    RunDir.create(tmp_path / "empty", "a", "d" * 64, exact=True)
+    begun(tmp_path / "empty")
+    begun(tmp_path / "empty")  # a lock alone is no run
 
 
 def test_the_newest_run_of_each_kind(tmp_path: Path) -> None:
@@ -127,9 +134,21 @@ def test_where_runs_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
-    run = RunDir.create(tmp_path, "r", "0" * 64)
+    run = make_run(tmp_path, "r", 0)
     with run.only_writer(), pytest.raises(SveError, match="Another process is training"), run.only_writer():
         pass
     with run.only_writer():  # free again
         assert (run.path / ".lock").exists()
-    assert not (run.path / ".lock").exists()
+
+
+def test_a_run_at_work_is_not_overwritten(tmp_path: Path) -> None:
+    with RunDir.begin(tmp_path / "a", "a", "d" * 64, exact=True) as run:
+        with pytest.raises(SveError, match="Another process is training"):  # before anything is written
+            begun(run.path)
+        write_text(run.path / "recipe.yaml", "seed: 0\n")
+        with pytest.raises(SveError, match="Another process is training"):
+            begun(run.path, overwrite=True)
+        assert (run.path / "recipe.yaml").is_file()
+        with pytest.raises(SveError, match="Another process is training"), run.only_writer():
+            pass  # the first still holds it
+    assert not (begun(run.path, overwrite=True).path / "recipe.yaml").exists()

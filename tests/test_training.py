@@ -151,6 +151,8 @@ def test_learning_rates_by_hand() -> None:
     assert cosine[6] == pytest.approx(0.5)
     assert cosine[9] == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
     assert min(factors(schedule="constant", warmup=1.0)) > 0
+    again = [learning_rate_factor(k, 10, TrainSpec(schedule="linear", warmup=0.2), restart=True) for k in range(10)]
+    assert again == pytest.approx([1 - k / 10 for k in range(10)])
     assert round_steps(TrainSpec(epochs=6), Round((0,), 0.5), 7) == 21
     assert round_steps(TrainSpec(epochs=3), Round((0,), 0.25), 9) == 7
     assert round_steps(TrainSpec(epochs=1), Round((0,), 0.01), 9) == 1
@@ -230,6 +232,42 @@ def test_the_best_epoch_is_kept(lab: Any) -> None:
     built.trainer(TrainSpec(**spec, select="last"), validate=validate).fit()
     assert all(torch.equal(t, states[-1][n]) for n, t in built.ensemble.state().items())
     assert not torch.equal(states[-1]["heads.weight_MCF"], states[-3]["heads.weight_MCF"])
+
+
+def test_a_snapshot_is_what_the_last_step_of_its_cycle_left(lab: Any) -> None:
+    """Validation says that the first of two epochs of each cycle is best."""
+    built, states, rates, quality = lab.build("bert", "snapshot", members=2), [], [], iter([3.0, 1.0, 3.0, 1.0])
+
+    def validate(members: Any) -> np.ndarray:
+        states.append(built.ensemble.state())
+        return next(quality) * np.stack([np.eye(3)[built.test.labels_N]] * len(members)).astype(np.float32)
+
+    trainer = built.trainer(TrainSpec(epochs=4, batch_size=8, precision="float32", warmup=0.5), validate=validate)
+    trainer.log.step = lambda *a: rates.append(trainer.optimiser.param_groups[0]["lr"])
+    fit = trainer.fit()
+    assert [best["epoch"] for best in fit.best] == [1, 1] and fit.steps == 12
+    names = [{n for n in states[0] if n.startswith(f"network.{m}.")} for m in range(2)]
+    ends, now = (states[1], states[3]), built.ensemble.state()
+    assert all(torch.equal(now[n], end[n]) for own, end in zip(names, ends, strict=True) for n in own)
+    assert all(torch.equal(now["heads.weight_MCF"][m], end["heads.weight_MCF"][m]) for m, end in enumerate(ends))
+    assert any(not torch.equal(states[0][n], states[1][n]) for n in names[0])
+    shares = [rate / max(rates) for rate in rates]
+    assert shares[:6] == pytest.approx([1 / 4, 2 / 4, 3 / 4, 1, 3 / 4, 1 / 4])  # warm-up, then cosine
+    assert shares[6:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 6)) for k in range(6)])  # a restart at the full rate
+
+
+def test_seconds_are_those_of_all_processes(lab: Any) -> None:
+    saved: list[Saved] = []
+    built = lab.build("bert")
+    built.trainer(
+        TrainSpec(**(spec := {"epochs": 2, "batch_size": 8})), checkpointer=Checkpointer(lambda t, m: saved.append((t, m)))
+    ).fit()
+    tensors, meta = saved[0]
+    assert 0 < meta["seconds"] < saved[1][1]["seconds"]
+    again = lab.build("bert")
+    nothing = Checkpointer(lambda t, m: None, (tensors, {**meta, "seconds": 1000.0}))
+    fit = again.trainer(TrainSpec(**spec), checkpointer=nothing).fit()
+    assert 1000 < fit.seconds < 1900 and fit.samples_per_second > 1  # the rate is of what this process did
 
 
 def test_divergence_is_an_error(lab: Any) -> None:

@@ -6,6 +6,7 @@ Shapes do not occur here: everything is a named number. A cell is one trained an
 from sve_cli.benchmark.documents import without_folders
 from sve_cli.benchmark.table import build_table, different_task, different_task_keys, differing_keys, searched
 from sve_cli.benchmark.values import (
+    DIVERGED,
     REFERENCE,
     SEARCHED_AS,
     TRAINED,
@@ -13,16 +14,19 @@ from sve_cli.benchmark.values import (
     BenchTable,
     Cell,
     CellResult,
+    Diverged,
     Grid,
     GridPoint,
     Spread,
     higher_is_better,
     load_cells,
+    load_diverged,
     load_grids,
     row_name,
 )
 
 __all__ = [
+    "DIVERGED",
     "REFERENCE",
     "SEARCHED_AS",
     "TRAINED",
@@ -30,6 +34,7 @@ __all__ = [
     "BenchTable",
     "Cell",
     "CellResult",
+    "Diverged",
     "Grid",
     "GridPoint",
     "Spread",
@@ -39,6 +44,7 @@ __all__ = [
     "differing_keys",
     "higher_is_better",
     "load_cells",
+    "load_diverged",
     "load_grids",
     "row_name",
     "searched",

@@ -7,9 +7,10 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTable, CellResult, Grid, Spread
+from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTable, CellResult, Diverged, Grid, Spread, row_name
 from sve_cli.errors import SveError
 
+_SOURCES = {"checkpoint": "the checkpoint's content", "test": "the test rows"}
 _OWN = ("method.", "seed", "train.lr", "train.bias_lr", "train.head_lr", "train.weight_decay")  # what cells may differ in
 
 
@@ -18,11 +19,13 @@ def build_table(
     grids: Mapping[str, Grid],
     costs: Mapping[str, Any] | None,
     paired: Mapping[str, Any] | None = None,
+    diverged: Sequence[Diverged] = (),
 ) -> BenchTable:
     """The table over finished cells of one task.
 
     Args:
         grids: method -> its learning-rate grid. costs, paired: the documents of `costs.json` and `paired.json`.
+        diverged: cells that have no result.
 
     Raises:
         SveError: there are no cells, or they do not belong together.
@@ -30,7 +33,7 @@ def build_table(
     if not cells:
         raise SveError("There is no finished run to make a table of.", "Run sve bench to its end.")
     for one, other in itertools.combinations(cells, 2):
-        differing = different_task(one, other)
+        differing = [*different_task(one, other), *_different_sources(one, other)]
         if one.row == other.row:  # seeds of one row differ in nothing else
             differing = [*differing, *(k for k in differing_keys(one.recipe, other.recipe) if k != "seed")]
         if differing:
@@ -38,6 +41,8 @@ def build_table(
                 f"'{one.label}' and '{other.label}' do not belong in one table: they differ in {differing[0]}.",
                 "Give every benchmark a folder of its own (--out), or remove the files of one of them.",
             )
+        if (one.row, one.seed) == (other.row, other.seed):
+            raise SveError(f"'{one.label}' has two results, '{one.run}' and '{other.run}'.", "Remove the file of one of them.")
     groups: dict[str, list[CellResult]] = {}
     for cell in cells:
         groups.setdefault(cell.row, []).append(cell)
@@ -47,7 +52,8 @@ def build_table(
     sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
     return BenchTable(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
-        notes=[*_notes(cells, grids), *_paired_notes(paired or {}, rows)], commands=list(dict.fromkeys(c.command for c in cells)),
+        notes=[*_notes(cells, grids), *_gaps(cells, diverged), *_cost_notes(costs or {}), *_paired_notes(paired or {}, rows)],
+        commands=list(dict.fromkeys(c.command for c in cells)),
         paired=None if paired is None else dict(paired),
     )  # fmt: skip
 
@@ -61,6 +67,15 @@ def different_task(one: CellResult, other: CellResult) -> list[str]:
     """Key paths in which two cells of one table must not differ, but do."""
     found = different_task_keys(one.recipe, other.recipe, {*one.sweep, *other.sweep})
     return found if one.limit == other.limit else [*found, "--limit"]
+
+
+def _different_sources(one: CellResult, other: CellResult) -> list[str]:
+    """What of the content that two cells were made from differs, though their recipes name the same: a file was changed."""
+    if any(key.startswith(("model.", "data.", "task.")) for key in (*one.sweep, *other.sweep)):
+        return []
+    keys = {"checkpoint"} if one.seed != other.seed else {"checkpoint", "test"}  # without a test split, each seed holds out its own
+    shared = keys & one.sources.keys() & other.sources.keys()
+    return [_SOURCES[key] for key in sorted(shared) if one.sources[key] != other.sources[key]]
 
 
 def different_task_keys(one: Mapping[str, Any], other: Mapping[str, Any], swept: Iterable[str]) -> list[str]:
@@ -118,6 +133,8 @@ def _ood_means(metrics: Mapping[str, float | None]) -> dict[str, float]:
 def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     limit = cells[0].limit  # one for all cells of a table
     notes = [] if limit is None else [f"Limited to {limit} rows a split: not comparable with full runs."]
+    rows = {c.recipe.get("data.limit") for c in cells if "data.limit" not in c.sweep} - {None}
+    notes += [f"Trained on at most {rows.pop():,} rows (data.limit)."] if len(rows) == 1 else []
     steps = {c.row: c.training["steps"] for c in cells}
     used = [(c, g) for c in cells if (g := searched(c, grids))]
     if used:
@@ -138,6 +155,21 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     return notes
 
 
+def _gaps(cells: Sequence[CellResult], diverged: Sequence[Diverged]) -> list[str]:
+    """What has no number in the table, and why."""
+    names = [f"{row_name(d.method, d.sweep)}, seed {d.seed}" for d in diverged]
+    notes = [f"{name}, has no result: {d.message}" for name, d in zip(names, diverged, strict=True)]
+    for key in ("accuracy", "nll"):
+        lost = [c.label for c in cells if c.metrics.get(key, 0.0) is None]
+        notes += [f"{key} is not finite, so that its row shows none: {'; '.join(lost)}."] if lost else []
+    return notes
+
+
+def _cost_notes(costs: Mapping[str, Any]) -> list[str]:
+    noisy = ", ".join(costs.get("noisy", []))
+    return [f"The machine was busy when the latencies of {noisy} were measured: they are rough."] if noisy else []
+
+
 def _paired_notes(paired: Mapping[str, Any], rows: Sequence[BenchRow]) -> list[str]:
     """How to read the paired differences, which rows have none, and which have them of some seeds only."""
     keys = {key for row in paired.get("rows", {}).values() for key in row["differences"]}
@@ -147,7 +179,7 @@ def _paired_notes(paired: Mapping[str, Any], rows: Sequence[BenchRow]) -> list[s
         both = seeds.get(name, set()) & seeds.get(paired["reference"], set())
         if missing := sorted(both - set(row.get("seeds", both))):
             of = f"seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            notes.append(f"Paired differences of {name} leave {of} out: neither the runs nor their samples are at hand.")
+            notes.append(f"Paired differences of {name} leave {of} out: neither its run nor readable samples of it are at hand.")
     if any(key.startswith("temperature.") for key in keys):
         notes.append(
             "Paired differences marked 'row temperature-scaled, reference not' compare the row after temperature scaling with "

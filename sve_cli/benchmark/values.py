@@ -16,7 +16,9 @@ from sve_cli.json_text import to_json
 
 CELL_SCHEMA = "sve-bench-cell/1"
 GRID_SCHEMA = "sve-bench-grid/1"
+DIVERGED_SCHEMA = "sve-bench-diverged/1"
 TABLE_SCHEMA = "sve-bench/1"
+DIVERGED = "diverged"  # their folder beside the cells
 REFERENCE = "single"  # what costs are relative to
 # Stored grids of one member (older than grids of all members): one search of `single` served these too.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
@@ -62,6 +64,7 @@ class CellResult:
         metrics: report address -> value, of the ensemble, its post-hoc rows and every OOD set (not of single members).
         parameters, training: as in the run's report and training.json.
         model, command: without the folders of this machine.
+        sources: content digests of the 'checkpoint' and of the 'test' split; results of older versions have none.
     """
 
     task: str
@@ -81,6 +84,7 @@ class CellResult:
     warnings: list[str]
     environment: dict[str, Any]
     run: str
+    sources: dict[str, str] = field(default_factory=dict)
     schema: str = CELL_SCHEMA
 
     @property
@@ -110,7 +114,8 @@ class CellResult:
 
 def _unusable(cell: Mapping[str, Any]) -> str | None:
     """The first key of a cell whose value no table can be made with; None: all are fine."""
-    metrics, shown = cell["metrics"], [k for k in (*TRAINED, "extra_fraction", "stored_bytes") if k in cell["parameters"]]
+    metrics = cell["metrics"]
+    shown = [k for k in (*TRAINED, "extra_fraction", "stored_bytes", "factor_bytes") if k in cell["parameters"]]
     needed = {f"training.{k}": cell["training"].get(k) for k in ("seconds", "steps", "peak_memory_mb")}
     needed["rates.factor"] = cell["rates"].get("factor")
     # null: not finite. What else a method says of its parameters may be text.
@@ -173,12 +178,13 @@ class GridPoint:
 
 @dataclass(frozen=True)
 class Grid:
-    """The learning-rate grid of one method. `recipe`: what it was searched with, at factor 1."""
+    """The learning-rate grid of one method. `recipe`, `limit`: what it was searched with, at factor 1."""
 
     method: str
     members: int
     recipe: dict[str, Any]
     points: list[GridPoint]
+    limit: int | None = None
     schema: str = GRID_SCHEMA
 
     @property
@@ -223,18 +229,45 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Diverged:
+    """A cell whose training diverged: it is named below the table and not tried again. `recipe`, `limit`: its settings."""
+
+    method: str
+    seed: int
+    sweep: dict[str, str]
+    recipe: dict[str, Any]
+    limit: int | None
+    message: str
+    schema: str = DIVERGED_SCHEMA
+
+    def to_json(self) -> str:
+        """The JSON document."""
+        return to_json(asdict(self))
+
+    @staticmethod
+    def load(path: Path) -> Diverged:
+        """Read one.
+
+        Raises:
+            SveError: unreadable, or something else.
+        """
+        return Diverged(**read_document(path, DIVERGED_SCHEMA, Diverged))
+
+
+@dataclass(frozen=True)
 class Spread:
-    """One number over seeds: mean, standard deviation (n - 1; None for one seed), the worst seed."""
+    """One number over seeds: mean, standard deviation (n - 1; None for one seed), the worst seed (None without a direction)."""
 
     mean: float
     std: float | None
-    worst: float
+    worst: float | None
     n: int
 
     @staticmethod
     def of(values: Sequence[float], key: str) -> Spread:
-        """The spread of one metric's values; 'worst' follows its direction, and is the largest where it has none."""
-        worst = min(values) if higher_is_better(key) else max(values)
+        """The spread of one metric's values; 'worst' follows its direction."""
+        better = higher_is_better(key)
+        worst = None if better is None else min(values) if better else max(values)
         return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, worst, len(values))
 
 
@@ -304,6 +337,15 @@ def load_grids(folder: Path) -> dict[str, Grid]:
         SveError: a file that is no grid.
     """
     return {grid.method: grid for path in _files(folder / "grid", "*.json") if (grid := Grid.load(path))}
+
+
+def load_diverged(folder: Path) -> list[Diverged]:
+    """Every diverged cell of a benchmark's folder, in the order of their names.
+
+    Raises:
+        SveError: a file that is none.
+    """
+    return [Diverged.load(path) for path in _files(folder / DIVERGED, "*.json")]
 
 
 def _files(folder: Path, pattern: str) -> list[Path]:

@@ -29,10 +29,13 @@ def compare(
 ) -> None:
     """Compare runs on the same test samples: differences with intervals, p-values and a verdict for each metric."""
     from sve_cli.render.comparison import difference_table, groups, narrow_tables
+    from sve_cli.rundir import require_writable
     from sve_cli.workflows.compare import Options, n_steps, open_systems, write_comparison
     from sve_cli.workflows.compare import compare as compare_systems
 
     console = Console(json_mode=as_json)
+    if out is not None:
+        require_writable(out)
     systems = open_systems(runs)
     options = Options(name_list(metrics), bootstrap, permutations, confidence, scaled, seed)
     with console.progress(n_steps(systems, scaled), "Comparing") as advance:

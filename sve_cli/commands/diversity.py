@@ -27,10 +27,12 @@ def diversity(
 ) -> None:
     """How unlike a run's members are, and whether they disagree most far from the training data."""
     from sve_cli.render.diversity import distance_table, measure_table, pair_table
-    from sve_cli.rundir import RunDir
+    from sve_cli.rundir import RunDir, require_writable
     from sve_cli.workflows.diversity import diversity as measure
 
     console = Console(json_mode=as_json)
+    if out is not None:
+        require_writable(out)
     found = RunDir.given(run)
     console.say(f"Run: {found.path}")
     folder, result = measure(

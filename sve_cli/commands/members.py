@@ -29,12 +29,14 @@ def members(
     """How many members a run needs: every metric for 1 to all of its members."""
     from sve_cli.comparison import n_subsets
     from sve_cli.render.members import curve_table, size_tables
-    from sve_cli.rundir import RunDir
+    from sve_cli.rundir import RunDir, require_writable
     from sve_cli.workflows.compare import open_system
     from sve_cli.workflows.members import members as count_members
     from sve_cli.workflows.members import write_members
 
     console = Console(json_mode=as_json)
+    if out is not None:
+        require_writable(out)
     system = open_system(run or RunDir.given(None).path)
     console.say(f"Members of: {system.name}")
     with console.progress(n_subsets(system.test.n_members), "Subsets of members") as advance:

@@ -1,6 +1,8 @@
 """Snapshot ensemble: one full fine-tuning with a cyclic cosine rate; the network at the end of each cycle is a member.
 
 Huang et al. 2017 (arXiv 1704.00109). The M cycles share the steps of one network, so that training costs what `single` does.
+As there, a member is the network at its cycle's last step, whatever `train.select` says, and a cycle that follows another begins
+at the full rate; the first has the warm-up of `train.warmup`, and `train.schedule` gives the shape of all (cosine: the paper's).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Cycles(FullNetworks):
 
     def rounds(self) -> list[Round]:
         share = 1 / self.n_members
-        return [Round((m,), share, init_from=m - 1 if m else None) for m in range(self.n_members)]
+        return [Round((m,), share, init_from=m - 1 if m else None, keep_last=True) for m in range(self.n_members)]
 
 
 class Snapshot:

@@ -181,6 +181,8 @@ class SVEEnsemble(MatrixEnsemble):
             self.decay_origins |= {n: p.detach()[0].clone() for n, p in trained.items()}
         self._set_origins()
         self.facts["singular_values_per_member"] = sum(m.rank for m in linears.values())
+        sides = [min(m.view.weight_OI.shape) for m in linears.values()]
+        self.facts["factor_bytes"] = sum(4 * side * (side + 1) for side in sides)  # a square basis and s, float32
 
     def on_progress(self, share: float) -> None:
         if self.params.rank_start is not None:

@@ -1,8 +1,8 @@
 """Singular values with a few entries beside the diagonal: some that all members share, some at places of each member's own.
 
 Member m of a target is W_m = U (diag(max(s_m, 0)) + C + C_m) Vt. C has the first S cyclic off-diagonals, the same for every
-member; C_m has K more. Entry (r, (r + o) mod R) is c · sqrt(s_r s_(r + o)), with o = 1 … S in C and one of S + m K + 1 …
-S + m K + K (mod R - 1) in C_m, so that no two members train the same entries of their own while S + M K < R.
+member; C_m has K more. Entry (r, (r + o) mod R) is c · sqrt(s_r s_(r + o)), with o = 1 … S in C and
+o = S + 1 + (m K + k) mod (R - 1 - S), k = 0 … K - 1, in C_m: no two members train the same entries of their own while S + M K < R.
 Frozen singular vectors with a banded matrix between them are SVFT's (arXiv 2405.19597); what is shared lets one member do more at a
 price that M does not multiply, a band for each member lets them differ. Both are this project's.
 Shapes: M members, N rows, O out, I in, R rank, S shared bands, K bands of a member's own.

@@ -137,7 +137,8 @@ def format_spread(key: str, spread: Spread, mark: str = "") -> str:
     value = format_number(name, spread.mean) + mark
     if spread.std is None:
         return value
-    return f"{value} ± {format_number(name, spread.std)} ({format_number(name, spread.worst)})"
+    worst = "" if spread.worst is None else f" ({format_number(name, spread.worst)})"
+    return f"{value} ± {format_number(name, spread.std)}{worst}"
 
 
 def paired_table(table: BenchTable) -> Table | None:
@@ -195,16 +196,20 @@ def cost_table(table: BenchTable) -> Table | None:
 
 
 def parameter_table(table: BenchTable) -> Table | None:
-    """Trained numbers by role, the extra ones as a share of the checkpoint, stored bytes, notes."""
+    """Trained numbers by role, the extra ones as a share of the checkpoint, stored bytes (and those of cached factors), notes."""
     roles = [role for role in TRAINED if any(row.parameters.get(role) for row in table.rows)]
     noted = any(row.notes for row in table.rows)
+    sizes = {"stored_bytes": "Stored, MB"}
+    if any("factor_bytes" in row.parameters for row in table.rows):
+        sizes["factor_bytes"] = "Factors in the cache, MB"
     rows = []
     for row in table.rows:
         counts = [f"{int(row.parameters.get(role, 0)):,}" for role in roles]
-        extra, stored = row.parameters.get("extra_fraction"), row.parameters.get("stored_bytes")
-        shares = [MISSING if extra is None else f"{100 * extra:.2f}", MISSING if stored is None else _megabytes(stored)]
+        extra = row.parameters.get("extra_fraction")
+        stored = [MISSING if (size := row.parameters.get(key)) is None else _megabytes(size) for key in sizes]
+        shares = [MISSING if extra is None else f"{100 * extra:.2f}", *stored]
         rows.append([row.name, *counts, *shares, *(["; ".join(row.notes) or MISSING] if noted else [])])
-    heads = ["Row", *(_ROLES.get(role, role.capitalize()) for role in roles), "Extra without heads, %", "Stored, MB"]
+    heads = ["Row", *(_ROLES.get(role, role.capitalize()) for role in roles), "Extra without heads, %", *sizes.values()]
     return Table([*heads, "Notes"] if noted else heads, rows, frozenset(range(1, len(heads))))
 
 

@@ -69,6 +69,7 @@ _PARAMETER_NAMES = {
     "checkpoint": "Checkpoint, without its head",
     "extra_fraction": "Σ, biases and norms of all members, as a share of the checkpoint",
     "stored_bytes": "Stored",
+    "factor_bytes": "Factors, in the cache (made again from the checkpoint)",
     "targets": "Targeted layers",
     "singular_values_per_member": "Singular values per member",
 }

@@ -1,8 +1,8 @@
 """The only optimisation loop, for every method.
 
 Loss: the sum over members of each member's own mean loss (`objective.py`; cross-entropy unless told otherwise), gradients
-clipped per member, so that a member takes the step it would take alone, whatever M is. Every random draw is keyed by
-(seed, purpose, member, epoch).
+clipped per member, so that a member takes the step it would take alone, whatever M is, where members share no parameters
+(the gradient of shared ones counts in every member's norm). Every random draw is keyed by (seed, purpose, member, epoch).
 Shapes: M members, B batch, N samples, C classes.
 """
 
@@ -98,17 +98,18 @@ class Trainer:
         self.rounds = ensemble.rounds()
         self.total_steps = sum(self._steps_of(r) for r in self.rounds)
         self.done_steps = 0
-        self.last_save = time.monotonic()
+        self.started = self.last_save = time.monotonic()
+        self.seconds_before = 0.0  # of the processes that this one goes on from, up to their checkpoint
         self.finished: list[dict[str, Any]] = []
         self.meter = Meter()
 
     def fit(self) -> Fit:
         """Run all rounds. Restores from a checkpoint first when there is one."""
+        self.started = time.monotonic()
         with kept_pages():
             return self._fit()
 
     def _fit(self) -> Fit:
-        started = time.monotonic()
         resume = self._restore()
         if self.features is None and self.total_steps:
             self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
@@ -117,10 +118,10 @@ class Trainer:
             if number < resume.get("round", 0):
                 continue
             self._round(number, r, resume if number == resume.get("round") else {})
-        seconds = time.monotonic() - started
+        seconds = time.monotonic() - self.started
         passes = sum(self._steps_of(r) * len(r.members) for r in self.rounds) / max(self.total_steps, 1)  # members a step
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
-        return Fit(seconds, self.done_steps, rate, self.finished, self.meter)
+        return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter)
 
     def _steps_of(self, r: Round) -> int:
         return round_steps(self.spec, r, self.batches_per_epoch)
@@ -166,7 +167,7 @@ class Trainer:
         for epoch in range(resume.get("epoch", 0), epochs):
             self._epoch(number, r, epoch, total)
         self.ensemble.on_progress(1.0)
-        if self.spec.select == "validation_nll" and self.best[self.objective.selects] is not None:
+        if self.spec.select == "validation_nll" and not r.keep_last and self.best[self.objective.selects] is not None:
             self.ensemble.load_trained({**self.ensemble.state(), **self.best_state})
         self.finished.append({"round": number, **self.best})
 
@@ -210,7 +211,7 @@ class Trainer:
     def _step(self, r: Round, rows: list[np.ndarray], total: int, key: tuple[int, int, int]) -> np.ndarray:
         """One optimiser step; returns the members' mean losses."""
         self.ensemble.on_progress(self.round_done / total)
-        factor = learning_rate_factor(self.round_done, total, self.spec)
+        factor = learning_rate_factor(self.round_done, total, self.spec, restart=r.init_from is not None)
         for group, g in zip(self.optimiser.param_groups, (g for g in self.ensemble.groups if g.parameters), strict=True):
             group["lr"] = self._base_lr(g) * factor
         if self.ensemble.dropout:  # what member_dropout does not take
@@ -366,6 +367,7 @@ class Trainer:
         meta = {
             "round": number, "epoch": epoch, "round_done": self.round_done, "done_steps": self.done_steps,
             "loss_sum": self.loss_sum_M.tolist(), "best": self.best, "finished": self.finished,
+            "seconds": self.seconds_before + time.monotonic() - self.started,
         }  # fmt: skip
         self.checkpointer.save(tensors, meta)
         self.last_save = time.monotonic()
@@ -377,6 +379,7 @@ class Trainer:
         saved = {n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")}
         self.ensemble.load_trained({**self.ensemble.state(), **saved})
         self.done_steps = meta["done_steps"]
+        self.seconds_before = meta.get("seconds", 0.0)
         self.finished = meta["finished"]
         return meta
 

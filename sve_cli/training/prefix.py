@@ -26,7 +26,7 @@ from sve_cli.tasks.common import Encoded, tensor_to
 
 ROWS = 64  # samples in a batch that fills the store
 HINT = "Write train.prefix_cache_mb: 0."
-Run = Callable[[Inputs], Tensor]  # inputs -> logits of one member, as a training step computes them
+Run = Callable[[Inputs, int], Tensor]  # inputs, member -> that member's logits, as a training step computes them
 
 
 class Prefix:
@@ -37,7 +37,7 @@ class Prefix:
         run: one member's forward pass in training mode.
 
     Raises:
-        SveError: no block is frozen, or their result is random or cannot be put in again.
+        SveError: no block is frozen, or their result is random, is not the same for all members, or cannot be put in again.
     """
 
     def __init__(self, ensemble: Ensemble, encoded: Encoded, run: Run, device: torch.device) -> None:
@@ -47,27 +47,30 @@ class Prefix:
         self.starts_N = self.counts_N = np.zeros(0, dtype=np.int64)
         lengths_N = encoded.lengths_N
         self.order_N = np.arange(len(encoded)) if lengths_N is None else np.argsort(lengths_N, kind="stable")
-        self._probe()
+        self._probe(ensemble.n_members)
 
     def _inputs(self, rows_B: np.ndarray) -> Inputs:
         return tensor_to(self.encoded.batch(rows_B), self.device)
 
-    def _probe(self) -> None:
+    def _probe(self, n_members: int) -> None:
         rows = self.order_N[[0, -1]]
         with torch.no_grad():
             inputs = self._inputs(rows)
             once, again = (self._hidden(inputs, seed) for seed in (0, 1))
+            own = next((m for m in range(1, n_members) if not torch.equal(once, self._hidden(inputs, 0, m))), None)
             mask = inputs.get("attention_mask")
         if not torch.equal(once, again):
             raise SveError(
                 "The frozen blocks have dropout, so that what they give cannot be kept.",
                 f"Write method.params.dropout: off. {HINT}",
             )
+        if own is not None:  # trained layers that are frozen now: a transferred run
+            raise SveError(f"The frozen blocks of member {own} are not those of member 0.", HINT)
         if mask is not None and once.shape[:2] != mask.shape:
             raise SveError("What the frozen blocks of this network give is not one vector a token.", HINT)
         self.texts, self.shape, self.dtype = mask is not None, once.shape[2 if mask is not None else 1 :], once.dtype
 
-    def _hidden(self, inputs: Inputs, seed: int) -> Tensor:
+    def _hidden(self, inputs: Inputs, seed: int, member: int = 0) -> Tensor:
         """What enters the first block that trains."""
         found: list[Tensor] = []
 
@@ -78,15 +81,15 @@ class Prefix:
         handle = self.first.register_forward_pre_hook(stop, with_kwargs=True)
         try:
             with suppress(_Reached):
-                self._seeded(inputs, seed)
+                self._seeded(inputs, seed, member)
         finally:
             handle.remove()
         return found[0]
 
-    def _seeded(self, inputs: Inputs, seed: int) -> Tensor:
+    def _seeded(self, inputs: Inputs, seed: int, member: int = 0) -> Tensor:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return self.run(inputs)
+            return self.run(inputs, member)
 
     def megabytes(self) -> float:
         """Size of the whole store."""
@@ -189,10 +192,10 @@ def prefix_of(
             "train.prefix_cache_mb is set, but images are augmented anew at every step.", f"Write data.augment: none. {HINT}"
         )
 
-    def run(inputs: Inputs) -> Tensor:
+    def run(inputs: Inputs, member: int) -> Tensor:
         ensemble.set_training(True)
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
-            return ensemble(inputs, (0,)).logits_MBC
+            return ensemble(inputs, (member,)).logits_MBC
 
     try:
         prefix = Prefix(ensemble, encoded, run, device)

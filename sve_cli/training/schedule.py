@@ -43,9 +43,9 @@ def round_steps(spec: TrainSpec, r: Round, batches_per_epoch: int) -> int:
     return max(round(spec.epochs * batches_per_epoch * r.epochs_share), 1) if spec.epochs else 0
 
 
-def learning_rate_factor(step: int, total: int, spec: TrainSpec) -> float:
-    """Warm-up, then cosine, linear or constant; in (0, 1]."""
-    warm = round(spec.warmup * total)
+def learning_rate_factor(step: int, total: int, spec: TrainSpec, restart: bool = False) -> float:
+    """Warm-up (none in a cycle that follows another), then cosine, linear or constant; in (0, 1]."""
+    warm = 0 if restart else round(spec.warmup * total)
     if step < warm:
         return (step + 1) / (warm + 1)
     if spec.schedule == "constant":

@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -16,11 +17,22 @@ from typing import Any
 
 import torch
 
-from sve_cli.benchmark import BenchTable, Cell, CellResult, GridPoint, build_table, load_cells, load_grids, without_folders
+from sve_cli.benchmark import (
+    BenchTable,
+    Cell,
+    CellResult,
+    Diverged,
+    GridPoint,
+    build_table,
+    load_cells,
+    load_diverged,
+    load_grids,
+    without_folders,
+)
 from sve_cli.errors import DivergenceError, SveError
 from sve_cli.recipe import LoadedRecipe
 from sve_cli.registry import RENDERERS
-from sve_cli.rundir import is_complete, write_json, write_text
+from sve_cli.rundir import LOCK, is_complete, only_process, write_json, write_text
 from sve_cli.workflows.bench_cells import Study, flat, local_paths, model_name, rates_of, split_override
 from sve_cli.workflows.bench_checks import (
     check_grid,
@@ -52,11 +64,27 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
         SveError: a recipe that cannot be trained, results of another study in the folder, a run that failed.
     """
     check_study(study)  # everything that can be refused is refused before the first step
+    for folder in (study.out, study.runs):
+        check_place(folder)
+    with held(study.out), held(study.runs):
+        return _bench(study, log, jobs, costs)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder of results or runs: a second benchmark there is refused.
+
+    Raises:
+        SveError: another process holds it.
+    """
+    with only_process(folder / LOCK, f"Another benchmark is at work in '{folder}'."):
+        yield
+
+
+def _bench(study: Study, log: Log, jobs: int, costs: bool) -> BenchTable:
     for override in study.overrides:
         if (owner := split_override(override)[0]) is not None and owner not in study.methods:
             log.warn(f"'{override}' changes nothing: {owner} is not in --methods.")
-    for folder in (study.out, study.runs):
-        check_place(folder)
     check_results(study)
     read_costs(study.out)  # a damaged file too
     threads = max(torch.get_num_threads() // jobs, 1)  # as `sve train` has them, where one cell is trained at a time
@@ -85,20 +113,26 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
 def write_table(out: Path, study: Study | None = None, log: Log | None = None) -> BenchTable:
     """The table of everything in a benchmark's folder, written as bench.json, .md and .html.
 
-    With the study's runs at hand, the paired differences are computed anew; else those stored are used.
+    With the study's runs at hand, the paired differences are computed anew; else, or where some are damaged, those stored are used.
 
     Raises:
         SveError: no cells, cells that do not belong together, or a damaged file.
     """
-    cells = load_cells(out)
+    cells, diverged = load_cells(out), load_diverged(out)
     if not cells:
-        raise SveError(f"There is no finished run in '{out}' to make a table of.", "Run the benchmark without --table first.")
+        why = " Every one diverged." if diverged else ""
+        hint = "Lower the learning rates." if diverged else "Run the benchmark without --table first."
+        raise SveError(f"There is no finished run in '{out}' to make a table of.{why}", hint)
     if study is not None:
         check_reference(study, cells)
     grids, costs = load_grids(out), read_costs(out)
     build_table(cells, grids, costs)  # cells that do not belong together are refused before anything is compared
+    stored = read_paired(out)
     found = None if study is None else paired_differences(study, cells, log)
-    table = build_table(cells, grids, costs, found or read_paired(out))
+    unread = found.pop("unread") if found else []
+    if unread and stored:  # what is stored may rest on what cannot be read any more: it is kept
+        found, stored = None, {**stored, "left_out": list(dict.fromkeys([*stored.get("left_out", []), *unread]))}
+    table = build_table(cells, grids, costs, found or stored, diverged)
     # All pages before the first file: where one cannot be made, those of the last time still belong together.
     pages = {"bench.json": table.to_json()} | {file: RENDERERS.resolve(view)(table) for file, view in VIEWS.items()}
     if found:
@@ -107,7 +141,7 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
         write_text(out / file, text)
     if log is not None:
         for note in table.notes:
-            if note not in (found or {}).get("left_out", []):  # those were warnings just now
+            if note not in (found or stored or {}).get("left_out", []):  # those were warnings just now
                 log.say(f"Note: {note}")
         log.say(f"Table: {out / 'bench.html'}")
     return table
@@ -186,10 +220,18 @@ def _trainer(study: Study, cell: Cell, threads: int, log: Log, count: Iterator[s
         folder = study.run_folder(cell, loaded.recipe)
         number = next(count)
         log.say(f"{number} Training {cell.label}, in {folder}")
-        found = crew.run(Job("train", loaded, folder, study.limit, threads, study.command), cell.label)
+        try:
+            found = crew.run(Job("train", loaded, folder, study.limit, threads, study.command), cell.label)
+        except DivergenceError as error:  # it would again: the others go on, and the table names it
+            said = without_folders(error.message.removeprefix(f"'{cell.label}' failed: "), local_paths(loaded.recipe))
+            none = Diverged(cell.method, cell.seed, dict(cell.sweep), flat(loaded.recipe), study.limit, said)
+            write_text(study.diverged_path(cell), none.to_json())
+            log.warn(f"{error.message} It has no row in the table. {error.hint}")
+            return
         result = _result(cell, study, loaded, factor, folder, found)
         write_text(study.result_path(cell), result.to_json())
         log.say(f"{number} {cell.label}: {_summary(result)}")
+        build_table(load_cells(study.out), {}, None)  # a checkpoint or data changed meanwhile is found at once
 
     return make
 
@@ -203,7 +245,7 @@ def _result(cell: Cell, study: Study, loaded: LoadedRecipe, factor: float, folde
     """What is kept of a run: nothing in it names a folder of this machine."""
     recipe = loaded.recipe
     training = {k: v for k, v in found["training"].items() if k != "command"}
-    facts = {k: found[k] for k in ("metrics", "parameters", "rows", "warnings", "environment")}
+    facts = {k: found[k] for k in ("metrics", "parameters", "rows", "warnings", "environment", "sources")}
     return CellResult(
         task=loaded.name, recipe=flat(recipe), limit=study.limit, method=cell.method, members=recipe.method.members,
         seed=cell.seed, sweep=without_folders(cell.sweep), rates={"factor": factor, **rates_of(recipe)}, training=training,

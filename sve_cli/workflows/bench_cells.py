@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import Cell, differing_keys, row_name, without_folders
+from sve_cli.benchmark import DIVERGED, Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import RecipeError, SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
@@ -117,6 +117,9 @@ class Study:
 
     def result_path(self, cell: Cell) -> Path:
         return self.out / f"{file_stem(cell.method, dict(cell.sweep))}-seed{cell.seed}.json"
+
+    def diverged_path(self, cell: Cell) -> Path:
+        return self.out / DIVERGED / self.result_path(cell).name
 
     def grid_path(self, method: str) -> Path:
         return self.out / "grid" / f"{file_stem(method, {})}.json"
@@ -266,7 +269,7 @@ def grid_factors(text: str) -> tuple[float, ...]:
         return _listed(text)
     if text.strip() not in map(str, GRIDS):
         hint = "3 tries 1/3, 1 and 3 times the learning rates; factors are separated by commas: --grid 1/3,1,3,9."
-        raise SveError(f"--grid must be 1 (no search), 3, 5, 7 or factors, not {text}.", hint)
+        raise SveError(f"--grid must be 1 (no search), 3, 5, 7 or factors, not '{text}'.", hint)
     half = int(text) // 2
     return tuple(_rounded(3.0**k) for k in range(-half, half + 1))
 

@@ -8,7 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sve_cli.benchmark import Cell, CellResult, Grid, different_task, different_task_keys, load_cells, load_grids, without_folders
+from sve_cli.benchmark import (
+    Cell,
+    CellResult,
+    Diverged,
+    Grid,
+    different_task,
+    different_task_keys,
+    load_cells,
+    load_grids,
+    without_folders,
+)
 from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.registry import ONE_NETWORK
@@ -26,6 +36,11 @@ def check_study(study: Study) -> None:
     for override in study.overrides:
         split_override(override)
     rows = Counter(file_stem(m, p) for p in study.points() for m in study.methods)
+    if len(study.factors) > 1 and (rates := [key for key in study.sweep if key in RATES]):
+        raise SveError(
+            f"--sweep {rates[0]} and a learning-rate grid do not go together: the grid would change the swept rates.",
+            "Write --grid 1, or leave the rate out of --sweep.",
+        )
     check_reference(study, [*study.cells(), *load_cells(study.out)])
     if twice := [stem for stem, n in rows.items() if n > 1]:
         raise SveError(f"Two rows would be called '{twice[0]}'.", "Give the swept files or folders different names.")
@@ -45,7 +60,8 @@ def check_study(study: Study) -> None:
 def _to_make(study: Study) -> list[Cell]:
     """What is still to be trained, searches first."""
     grids = [study.grid_cell(method) for method in searches(study) if not study.grid_path(method).is_file()]
-    return [*grids, *(cell for cell in study.cells() if not study.result_path(cell).is_file())]
+    made = [cell for cell in study.cells() if not (study.result_path(cell).is_file() or study.diverged_path(cell).is_file())]
+    return [*grids, *made]
 
 
 def check_reference(study: Study, cells: Sequence[Cell | CellResult]) -> None:
@@ -100,8 +116,8 @@ def check_grid(study: Study, method: str) -> Grid:
         SveError: it was searched with other settings.
     """
     path, recipe = study.grid_path(method), study.cell_recipe(study.grid_cell(method), 1.0).recipe
-    known = Grid.load(path) if path.is_file() else Grid(method, recipe.method.members, flat(recipe), [])
-    if differing := same_settings(known.recipe, recipe):
+    known = Grid.load(path) if path.is_file() else Grid(method, recipe.method.members, flat(recipe), [], study.limit)
+    if differing := [*same_settings(known.recipe, recipe), *(["--limit"] if known.limit != study.limit else [])]:
         raise SveError(
             f"'{path}' was made with another {differing[0]} than is asked for now.",
             "Remove it to search again, or choose another --out.",
@@ -110,16 +126,20 @@ def check_grid(study: Study, method: str) -> Grid:
 
 
 def is_done(study: Study, cell: Cell) -> bool:
-    """Whether a cell's result is there. Its learning rates are compared once they have been searched.
+    """Whether a cell's result is there, or that it has none because it diverged.
+
+    Its learning rates are compared once they have been searched.
 
     Raises:
         SveError: the result was made with other settings.
     """
-    path = study.result_path(cell)
-    if not path.is_file():
+    path = next((p for p in (study.result_path(cell), study.diverged_path(cell)) if p.is_file()), None)
+    if path is None:
         return False
     factor = chosen_factor(study, cell.method)
-    found = same_settings(CellResult.load(path).recipe, study.cell_recipe(cell, factor or 1.0).recipe)
+    stored = Diverged.load(path) if path == study.diverged_path(cell) else CellResult.load(path)
+    found = same_settings(stored.recipe, study.cell_recipe(cell, factor or 1.0).recipe)
+    found += ["--limit"] if stored.limit != study.limit else []
     if differing := [k for k in found if factor is not None or k not in RATES]:
         raise SveError(
             f"'{path}' was made with another {differing[0]} than is asked for now.",

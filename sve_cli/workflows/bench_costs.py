@@ -30,7 +30,9 @@ from sve_cli.workflows.train import trainer_for
 
 BATCHES = 3  # training batches of one measurement
 ROUNDS = 3  # measurements of training; their median counts
-REPEATS = 7  # measurements of latency
+REPEATS = (7, 100)  # fewest and most measurements of a latency
+LATENCY_SECONDS = 1.0  # as many of them as fit in this time
+SCATTER = 1 / 3  # between the quartiles of the measurements, relative to their median: more is said
 
 
 def read_costs(out: Path) -> dict[str, Any] | None:
@@ -46,6 +48,9 @@ def read_costs(out: Path) -> dict[str, Any] | None:
     methods = document.get("methods") if isinstance(document, dict) else None
     if not isinstance(methods, dict) or not all(isinstance(costs, dict) for costs in methods.values()):
         raise SveError(f"'{path}' holds no costs.", again)
+    noisy = document.get("noisy", [])
+    if not isinstance(noisy, list) or not all(isinstance(row, str) for row in noisy):
+        raise SveError(f"'{path}' is damaged: noisy is no list of rows.", again)
     for row, measured in methods.items():
         if (key := next((k for k, value in measured.items() if not is_number(value)), None)) is not None:
             raise SveError(f"'{path}' is damaged: methods.{row}.{key} is not a number.", again)
@@ -74,6 +79,12 @@ def measure_costs(study: Study, log: Log) -> dict[str, Any]:
         log.warn(f"No costs are shown: they are relative to {REFERENCE}.")
         return document
     reference = measured[REFERENCE]
+    if noisy := sorted({name for name, found in measured.items() if found.pop("scatter") > SCATTER}):
+        document["noisy"] = sorted({*document.get("noisy", []), *noisy})
+        log.warn(
+            f"The latencies of {', '.join(noisy)} differ from one measurement to the next: this machine was busy. To measure them "
+            f"again, remove '{study.out / 'costs.json'}'."
+        )
     for name, found in measured.items():
         ratios = {k: v / reference[k] for k, v in found.items() if reference[k]}
         document["methods"][name] = {**ratios, **{f"{k}_absolute": v for k, v in found.items()}}
@@ -103,8 +114,9 @@ def _measure(study: Study, recipes: dict[str, Recipe], log: Log) -> dict[str, di
     for name, times in seconds.items():
         results[name]["train_time"] = statistics.median(times)
     for batch in (1, 32):
-        for name, found in _latencies(sessions, batch).items():
-            results[name][f"latency_{batch}"] = found
+        for name, (seconds_each, scatter) in _latencies(sessions, batch).items():
+            results[name][f"latency_{batch}"] = seconds_each
+            results[name]["scatter"] = max(scatter, results[name].get("scatter", 0.0))
     return results
 
 
@@ -170,19 +182,29 @@ def _runners(ensemble: Ensemble, inputs: Inputs) -> dict[str, Callable[[], float
     return {"together": together} if ensemble.shares_features else {"together": together, "one by one": one_by_one}
 
 
-def _latencies(sessions: dict[str, Session], batch: int) -> dict[str, float]:
-    """Row -> seconds of one prediction with all members at this batch size: the faster way's median, rows taking turns."""
+def _latencies(sessions: dict[str, Session], batch: int) -> dict[str, tuple[float, float]]:
+    """Row -> seconds of one prediction with all members at this batch size, and how far its measurements scatter.
+
+    The faster way's median, rows taking turns; scatter: between the quartiles, relative to the median.
+    """
     times: dict[str, dict[str, list[float]]] = {name: {} for name in sessions}
     built = {name: (session.build(log_store=False), _inputs(session, batch)) for name, session in sessions.items()}
+    fewest, most = REPEATS
     with torch.inference_mode():
-        for turn in range(REPEATS + 1):
+        for turn in range(most + 1):
             for name, (ensemble, inputs) in built.items():
                 ensemble.set_training(False)
                 for way, run in _runners(ensemble, inputs).items():
-                    seconds = run()
-                    if turn:  # the first warms up
-                        times[name].setdefault(way, []).append(seconds)
-    return {name: min(statistics.median(t) for t in ways.values()) for name, ways in times.items()}
+                    known = times[name].setdefault(way, [])
+                    if turn <= fewest or sum(known) < LATENCY_SECONDS:
+                        seconds = run()
+                        known += [seconds] if turn else []  # the first warms up
+    return {name: min(_middle(known) for known in ways.values()) for name, ways in times.items()}
+
+
+def _middle(seconds: list[float]) -> tuple[float, float]:
+    lower, middle, upper = np.quantile(seconds, (0.25, 0.5, 0.75))
+    return float(middle), float((upper - lower) / middle)
 
 
 def _predict_flops(session: Session) -> float:

@@ -3,6 +3,7 @@ of the others beside the results."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import reduce
@@ -40,9 +41,10 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
     The reference is the study's; unless it names one, it is `sve` (in a sweep its first row), else `single`, else the first row.
     `temperature.` differences compare the temperature-scaled other row with the plain reference: better calibration must hold
     against that too. A row whose samples cannot be paired with the reference's (another test set) or read is left out with a
-    warning, which `left_out` repeats.
+    warning, which `left_out` repeats; `unread`: those of them that are damaged.
     """
-    rows, left_out = _at_hand(study, cells)
+    rows, unread = _at_hand(study, cells)
+    left_out = list(unread)
     for reason in left_out:
         (log or Silent()).warn(reason)
     if len(rows) < 2:
@@ -63,7 +65,7 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
         except SveError as error:
             left_out.append(f"{name} (B) is not compared with {reference} (A): {error.message}")
             (log or Silent()).warn(left_out[-1])
-    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": found, "left_out": left_out}
+    return {"reference": reference, "bootstrap": BOOTSTRAP, "rows": found, "left_out": left_out, "unread": unread}
 
 
 def _at_hand(study: Study, cells: Sequence[CellResult]) -> tuple[dict[str, dict[int, SampleNumbers]], list[str]]:
@@ -83,7 +85,7 @@ def samples_of(study: Study, cell: CellResult) -> SampleNumbers | None:
     """The numbers of a cell's samples as they are kept, and where they are not, of its run, to be kept from then on; else None.
 
     Raises:
-        SveError: the run's predictions or the kept numbers are damaged.
+        SveError: the run's predictions or the kept numbers are damaged, or give another accuracy or NLL than the cell says.
     """
     result = study.result_path(Cell(cell.method, cell.seed, cell.sweep))
     path = result.parent / SAMPLES / f"{result.stem}.parquet"
@@ -94,13 +96,26 @@ def samples_of(study: Study, cell: CellResult) -> SampleNumbers | None:
         if not run.complete:
             raise
         kept = None
-    if kept is not None and kept.run == cell.run:  # else of other settings
+    if kept is not None and kept.run != cell.run:  # of other settings
+        kept = None
+    if kept is not None and _agree(kept, cell):
         return kept
-    if not run.complete:
+    if run.complete:
+        if _agree(numbers := _measured(run), cell):
+            numbers.save(path)
+            return numbers
+    elif kept is None:
         return None
-    numbers = _measured(run)
-    numbers.save(path)
-    return numbers
+    place = run.path if run.complete else path
+    raise SveError(f"'{place}' is not what '{result}' was made of.", "Remove one of them: what is missing is made again.")
+
+
+def _agree(numbers: SampleNumbers, cell: CellResult) -> bool:
+    """Whether the samples have the accuracy and the NLL of the result: a run of the same settings may have been trained anew."""
+    plain = numbers.sets[TEST].plain
+    means = {"accuracy": np.nanmean(plain["correct"], dtype=np.float64), "nll": -np.nanmean(plain["log_label"], dtype=np.float64)}
+    known = {key: value for key in means if (value := cell.metrics[key]) is not None}  # None: not finite
+    return all(math.isclose(means[key], value, rel_tol=1e-4, abs_tol=1e-6) for key, value in known.items())
 
 
 def _measured(run: RunDir) -> SampleNumbers:

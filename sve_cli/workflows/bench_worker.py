@@ -202,6 +202,7 @@ def _train(job: Job, log: Log) -> dict[str, Any]:
     return {
         "metrics": values, "parameters": report.parameters, "training": read_json(run.path / "training.json"),
         "warnings": report.warnings, "environment": lock["environment"], "rows": rows,
+        "sources": {"checkpoint": lock["checkpoint"], "test": lock["data"]["test"]},
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from sve_cli.comparison import SCORES, align, compare_ood, compare_predictions, holm, pair_sentences
 from sve_cli.errors import SveError
 from sve_cli.findings import Comparison, Difference, Pair
+from sve_cli.foreign import SUFFIXES, open_predictions
 from sve_cli.metrics.aggregate import source_name
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import Predictions
@@ -54,7 +55,8 @@ class Options:
 
 
 def open_system(path: Path, but: Path | None = None) -> System:
-    """A run's folder (its newest finished evaluation) or a predictions file (its stem, .safetensors or .parquet).
+    """A run's folder (its newest finished evaluation) or a predictions file: of this tool (its stem, .safetensors or .parquet) or
+    of another one (npz, CSV, parquet).
 
     Args:
         but: an evaluation of the run that is only taken where there is no other.
@@ -64,10 +66,10 @@ def open_system(path: Path, but: Path | None = None) -> System:
     """
     if path.is_dir():
         return _open_run(path, but)
-    stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
-    if not stem.with_name(stem.name + ".safetensors").is_file():
-        raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a .safetensors file.")
-    return System(stem.name, Predictions.load(stem))
+    stem = path.with_suffix("") if path.suffix in SUFFIXES or path.suffix == ".safetensors" else path
+    if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
+        raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a predictions file.")
+    return System(stem.name, open_predictions(path)[0])
 
 
 def _open_run(path: Path, but: Path | None = None) -> System:

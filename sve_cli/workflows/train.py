@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,7 @@ def train_only(
         DivergenceError: the loss is not finite.
         SveError: as `train`.
     """
-    session, ensemble, run = _begin(loaded, log, out, resume, limit, True, command)
-    with run.only_writer():
+    with _begun(loaded, log, out, resume, limit, True, command) as (session, ensemble, run):
         _trained(session, ensemble, run, log, command)
         rows = session.selection_half()
         logits_MNC = _validator(session, ensemble, rows)(range(ensemble.n_members))
@@ -98,16 +98,16 @@ def train(
     Raises:
         SveError: bad recipe, data or checkpoint; divergence; a run that cannot be resumed.
     """
-    session, ensemble, run = _begin(loaded, log, out, resume, limit, overwrite, command)
-    with run.only_writer():
+    with _begun(loaded, log, out, resume, limit, overwrite, command) as (session, ensemble, run):
         _trained(session, ensemble, run, log, command)
         return run, finish(session, ensemble, run, command)
 
 
-def _begin(
+@contextmanager
+def _begun(
     loaded: LoadedRecipe, log: Log, out: Path | None, resume: RunDir | None, limit: int | None, overwrite: bool, command: str
-) -> tuple[Session, Ensemble, RunDir]:
-    """Everything opened and checked, the untrained ensemble, and the run's folder."""
+) -> Iterator[tuple[Session, Ensemble, RunDir]]:
+    """Everything opened and checked, the untrained ensemble, and the run's folder, held until the block ends."""
     recipe = loaded.recipe
     if resume is not None:
         limit = _resumable(resume)["limit"]
@@ -119,14 +119,14 @@ def _begin(
         _check_lock(resume, lock, log)
     open_sets(session)
     ensemble = session.build()
-    if resume is None:
-        run = RunDir.create(out or runs_root(), loaded.name, digest(recipe), exact=out is not None, overwrite=overwrite)
-        write_text(run.path / "recipe.yaml", to_yaml(recipe))
-        write_json(run.path / "recipe.lock.json", {**lock, "command": command})
-    else:
-        run = resume
-    log.say(f"Run: {run.path}")
-    return session, ensemble, run
+    name, exact = loaded.name, out is not None
+    held = RunDir.begin(out or runs_root(), name, digest(recipe), exact, overwrite) if resume is None else resume.only_writer()
+    with held as run:
+        if resume is None:
+            write_text(run.path / "recipe.yaml", to_yaml(recipe))
+            write_json(run.path / "recipe.lock.json", {**lock, "command": command})
+        log.say(f"Run: {run.path}")
+        yield session, ensemble, run
 
 
 def _trained(session: Session, ensemble: Ensemble, run: RunDir, log: Log, command: str) -> None:
@@ -331,7 +331,9 @@ def _write_ensemble(run: RunDir, ensemble: Ensemble, recipe: Recipe) -> None:
 def _resumable(run: RunDir) -> dict[str, Any]:
     lock: dict[str, Any] = read_json(run.path / "recipe.lock.json")
     if "transferred_from" in lock:
-        again = f"Start it again with: sve transfer {lock['transferred_from']['run']} {run.path / 'recipe.yaml'} --out NEW_FOLDER"
+        limit = "" if lock["limit"] is None else f" --limit {lock['limit']}"
+        made = f"sve transfer {lock['transferred_from']['run']} {run.path / 'recipe.yaml'}{limit}"
+        again = f"Start it again with: {made} --out NEW_FOLDER"
         raise SveError(f"'{run.path}' is an unfinished transfer, which cannot be resumed.", again)
     return lock
 

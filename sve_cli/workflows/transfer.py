@@ -2,7 +2,7 @@
 
 The new run is a run like any other: its `ensemble.safetensors` holds everything, the transferred state too, so that
 evaluating, comparing and exporting need the old run no more. `recipe.lock.json` says where the state came from
-(`transferred_from`), and `sve transfer OLD NEW/recipe.yaml` makes the same run again.
+(`transferred_from`), and `sve transfer OLD NEW/recipe.yaml` with the `--limit` named there makes the same run again.
 Shapes: M members, B batch, N samples, C classes, F features.
 """
 
@@ -24,6 +24,7 @@ from sve_cli.ensemble import Ensemble, Output, Round
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, to_yaml
+from sve_cli.registry import TASKS
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, runs_root, write_json, write_text
 from sve_cli.tasks.common import Encoded
@@ -54,6 +55,9 @@ class HeadsOfFrozen(Ensemble):
         output: Output = self.whole(inputs, members, per_member)
         return output
 
+    def set_training(self, training: bool) -> None:
+        (self.whole.set_training if self.one_head else super().set_training)(training)
+
     def rounds(self) -> list[Round]:
         return self.whole.rounds() if self.one_head else super().rounds()
 
@@ -66,12 +70,13 @@ def transfer(
     out: Path | None = None,
     limit: int | None = None,
     overwrite: bool = False,
+    most_members: bool = False,
     command: str = "",
 ) -> tuple[RunDir, Report]:
     """Refit a run's heads on the data and task of another recipe, and evaluate there -> the new run and its report.
 
     Of the recipe's method section only `members` counts (the first of the run's members are taken); of its train section
-    what concerns heads.
+    what concerns heads. `most_members`: where the recipe has more members than the run, take all the run has.
 
     Raises:
         SveError: an unfinished or changed run; a recipe with another checkpoint or pooling, more members than the run has, or
@@ -82,7 +87,7 @@ def transfer(
         raise SveError(f"'{out}' is the run that is transferred.", "Choose another folder with --out.")
     check_seal(source.path)
     origin = run_recipe(source)
-    recipe = transferred_recipe(origin, loaded.recipe)
+    recipe = transferred_recipe(origin, loaded.recipe, most_members)
     session = open_session(recipe, log, limit)
     if session.digest() != read_json(source.path / "recipe.lock.json")["checkpoint"]:
         raise CheckpointError(
@@ -95,22 +100,30 @@ def transfer(
     if not ensemble.heads.trainable:
         raise SveError("The task's head is frozen, so that there is nothing to refit.", "Write task.head: new.")
     load_all_but_heads(ensemble, trained_state(source), origin.method.members)
-    run = RunDir.create(out or runs_root(), f"{loaded.name}-transfer", digest(recipe), exact=out is not None, overwrite=overwrite)
-    write_text(run.path / "recipe.yaml", to_yaml(recipe))
-    write_json(run.path / "recipe.lock.json", {**lock, **_origin(source, origin, recipe, lock), "command": command})
-    log.say(f"Run: {run.path}")
-    with run.only_writer():
+    name, exact = f"{loaded.name}-transfer", out is not None
+    with RunDir.begin(out or runs_root(), name, digest(recipe), exact, overwrite) as run:
+        write_text(run.path / "recipe.yaml", to_yaml(recipe))
+        write_json(run.path / "recipe.lock.json", {**lock, **_origin(source, origin, recipe, lock), "command": command})
+        log.say(f"Run: {run.path}")
         keep(session, ensemble, run, fit_heads(session, HeadsOfFrozen(ensemble), run, log), command)
         return run, finish(session, ensemble, run, command)
 
 
-def transferred_recipe(origin: Recipe, wanted: Recipe) -> Recipe:
+def transferred_recipe(origin: Recipe, wanted: Recipe, most_members: bool = False) -> Recipe:
     """The new run's recipe: the wanted one with the method of the old run and the number of members wanted.
 
+    `most_members`: all of the old run's where more are wanted.
+
     Raises:
-        SveError: more members than the old run has, or features that are pooled in another way.
+        SveError: inputs of another kind, more members than the old run has, or features that are pooled in another way.
     """
-    members = wanted.method.members
+    images = [TASKS.resolve(r.task.name).modality == "image" for r in (origin, wanted)]
+    if images[0] != images[1]:
+        raise SveError(
+            f"The run is for {origin.task.name}, but the recipe for {wanted.task.name}: their checkpoints cannot be the same.",
+            f"Name a recipe whose checkpoint is '{origin.model.name}'.",
+        )
+    members = min(wanted.method.members, origin.method.members) if most_members else wanted.method.members
     if members > origin.method.members:
         raise SveError(
             f"The recipe asks for {members} members, but the run has {origin.method.members}.",

@@ -11,7 +11,8 @@ from torch import Tensor
 from sve_cli.errors import SveError
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.training import Checkpointer
-from sve_cli.training.prefix import Prefix
+from sve_cli.training.prefix import Prefix, prefix_of
+from sve_cli.workflows.transfer import HeadsOfFrozen
 
 SETTINGS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "precision": "float32", "select": "last"}
 FROZEN = {"vit": "blocks.0.mlp.fc2", "bert": "bert.encoder.layer.0.intermediate.dense"}
@@ -30,7 +31,7 @@ def built(lab: Any, network: str, double: bool = False, **params: Any) -> Any:
 
 
 def _logits_of(made: Any) -> Any:
-    return lambda inputs: made.ensemble(inputs, (0,)).logits_MBC
+    return lambda inputs, member: made.ensemble(inputs, (member,)).logits_MBC
 
 
 def gradients(made: Any, megabytes: int) -> dict[str, Tensor]:
@@ -114,6 +115,15 @@ def test_a_store_that_is_too_large_is_not_made(lab: Any, monkeypatch: pytest.Mon
     tokens, width = 17, 48
     assert whole(Prefix(made.ensemble, made.train, _logits_of(made), torch.device("cpu"))) == 24 * tokens * width * 4 / 1e6
     assert trainer.prefix is None and "more than train.prefix_cache_mb" in made.log.warnings[0]
+
+
+@pytest.mark.parametrize(("last_blocks", "shares"), [(1, True), (None, False)])
+def test_blocks_frozen_after_each_member_trained_its_own_are_not_shared(lab: Any, last_blocks: int | None, shares: bool) -> None:
+    made = lab.build("vit", last_blocks=last_blocks, params={**QUIET, "member_batches": "shared"})
+    made.fit(**SETTINGS)
+    view = HeadsOfFrozen(made.ensemble)
+    prefix = prefix_of(view, made.train, TrainSpec(**SETTINGS), torch.float32, torch.device("cpu"), made.log.warn)
+    assert (prefix is not None) == shares
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from safetensors import SafetensorError, safe_open
 
 from sve_cli import cli
+from tests.workflows.bench_command import BENCH
 
 # Imports everything once, then forks one process for each request: each is a `sve` of its own, with its own signals.
 SERVER = """
@@ -185,3 +186,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Pat
         patch.setenv("SVE_CACHE_DIR", str(shared_cache))
         assert cli.run(["train", "quickstart", *TINY, "--limit", "48", "--out", str(run)]) == 0
     return run
+
+
+@pytest.fixture(scope="session")
+def benched(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
+    """A finished benchmark: results in `out`, runs in `runs`. Read only."""
+    folder = tmp_path_factory.mktemp("benched")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SVE_CACHE_DIR", str(shared_cache))
+        patch.setenv("SVE_RUNS_DIR", str(folder / "runs"))
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.delenv("SVE_DATA_DIR", raising=False)
+        patch.setattr("sys.argv", ["sve", *BENCH, "--out", str(folder / "out")])
+        assert cli.run([*BENCH, "--out", str(folder / "out")]) == 0
+    return folder

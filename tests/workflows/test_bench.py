@@ -10,7 +10,6 @@ import signal
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +17,13 @@ import pytest
 from safetensors import safe_open
 
 from sve_cli import cli
-from sve_cli.benchmark import build_table, load_cells, load_grids
-from sve_cli.comparison import compare_ood, compare_seeds
-from sve_cli.comparison.samples import SampleNumbers
+from sve_cli.benchmark import load_cells, load_diverged, load_grids
 from sve_cli.errors import SveError
-from sve_cli.metrics.aggregate import aggregate
-from sve_cli.posthoc.state import Posthoc
-from sve_cli.predictions import Predictions
-from sve_cli.registry import METRICS
 from sve_cli.report import Report
-from sve_cli.rundir import RunDir
-from sve_cli.workflows import bench_paired
-from sve_cli.workflows.bench import KEPT
-from sve_cli.workflows.bench_cells import Study
+from sve_cli.rundir import LOCK, RunDir
+from sve_cli.workflows.bench import KEPT, held
 from sve_cli.workflows.bench_worker import Crew, Job
-from sve_cli.workflows.session import Silent
-from sve_cli.workflows.stored import slug, stored_posthoc
-
-# data.seed: with --limit, seeds would otherwise draw test rows of their own, and could not be paired.
-SETTINGS = ["train.epochs=1", "train.batch_size=8", "train.precision=float32", "train.checkpoint_minutes=0", "data.seed=0",
-            "evaluate.bootstrap=0", "method.members=2", "data.ood=[digits:ood]"]  # fmt: skip
-LIMIT = ["--limit", "24"]
-BENCH = ["bench", "quickstart", *SETTINGS, *LIMIT, "--methods", "sve,heads_only", "--seeds", "2", "--grid", "3", "--no-costs"]
-
-
-@pytest.fixture(scope="session")
-def benched(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Path:
-    """A finished benchmark: results in `out`, runs in `runs`. Read only."""
-    folder = tmp_path_factory.mktemp("benched")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SVE_CACHE_DIR", str(shared_cache))
-        patch.setenv("SVE_RUNS_DIR", str(folder / "runs"))
-        patch.setenv("HF_HUB_OFFLINE", "1")
-        patch.delenv("SVE_DATA_DIR", raising=False)
-        patch.setattr("sys.argv", ["sve", *BENCH, "--out", str(folder / "out")])
-        assert cli.run([*BENCH, "--out", str(folder / "out")]) == 0
-    return folder
+from tests.workflows.bench_command import BENCH, LIMIT, SETTINGS
 
 
 @pytest.fixture
@@ -83,7 +53,8 @@ def nothing_is_left_behind() -> Iterator[None]:
 
 def stamps(folder: Path) -> dict[str, tuple[int, int]]:
     """Inode and time of every result, grid and run: whatever is written anew has others."""
-    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in ("bench.json", "bench.md", "bench.html", "paired.json")]
+    anew = ("bench.json", "bench.md", "bench.html", "paired.json", LOCK)
+    kept = [p for p in folder.rglob("*") if p.is_file() and p.name not in anew]
     return {str(p): (p.stat().st_ino, p.stat().st_mtime_ns) for p in kept}
 
 
@@ -91,7 +62,7 @@ def test_one_file_a_cell_and_a_table_over_them(benched: Path) -> None:
     out = benched / "out"
     names = ["heads_only-seed0.json", "heads_only-seed1.json", "sve-seed0.json", "sve-seed1.json"]
     assert sorted(p.name for p in out.glob("*")) == sorted(
-        [*names, "bench.html", "bench.json", "bench.md", "grid", "paired.json", "samples"]
+        [*names, LOCK, "bench.html", "bench.json", "bench.md", "grid", "paired.json", "samples"]
     )
     cells, grids = load_cells(out), load_grids(out)
     assert [(c.method, c.seed, c.members) for c in cells] == [(m, s, 2) for m in ("heads_only", "sve") for s in (0, 1)]
@@ -111,7 +82,7 @@ def test_one_file_a_cell_and_a_table_over_them(benched: Path) -> None:
     assert grids["sve"].members == grids["heads_only"].members == 2
     assert any("NLL of all members; the search took" in note for note in table["notes"])
     # Of the searched runs only those that a cell went on with are left.
-    assert sorted(p.name for p in (benched / "runs" / "bench" / "out").iterdir()) == sorted(c.run for c in cells)
+    assert sorted(p.name for p in (benched / "runs" / "bench" / "out").iterdir()) == sorted([LOCK, *(c.run for c in cells)])
     assert table["paired"]["reference"] == "sve" and table["paired"]["rows"]["heads_only"]["seeds"] == [0, 1]
     assert table["rows_of_data"] == {"test": 24, "validation": 24}
 
@@ -163,7 +134,8 @@ def test_a_cell_is_what_sve_train_gives(method: str, seed: int, sve: Any, benche
         (["--sweep", "method.members=1,x"], "method.members"),
         (["--sweep", ""], "cannot be read"),
         (["--sweep", "seed=1,2"], "--seeds"),
-        (["--grid", "2"], "--grid must be 1 (no search), 3, 5, 7 or factors, not 2."),
+        (["--sweep", "train.head_lr=1e-3,1e-2"], "--sweep train.head_lr and a learning-rate grid do not go together"),
+        (["--grid", "2"], "--grid must be 1 (no search), 3, 5, 7 or factors, not '2'."),
         (["--reference", "svo"], "--reference 'svo' is no row of this table"),
         (["--table", "--reference", "single"], "Its rows are: heads_only; sve."),
         (["--methods", "sve,single", "--sweep", "method.members=1,2"], "single is one network"),
@@ -195,6 +167,9 @@ def test_places_and_files_that_cannot_be_used_are_refused(sve: Any, benched: Pat
         (out / name).write_text(text)
         sve.check_refuses(*BENCH, "--out", out, saying=saying)
         (out / name).write_text(kept)
+    for path in out.glob("*-seed*.json"):  # grids alone, of other rows than these
+        path.unlink()
+    sve.check_refuses(*BENCH, "--limit", "23", "--out", out, saying="was made with another --limit than is asked for now")
 
 
 @pytest.mark.usefixtures("no_work")
@@ -266,8 +241,12 @@ def test_killed_in_the_middle_and_repeated_is_as_unbroken(sve: Any, tmp_path: Pa
     assert tables[0]["paired"] == tables[1]["paired"]
 
 
+def _fails(crew: Crew) -> None:
+    raise SveError("It failed.", "Mend it.")
+
+
 @pytest.mark.slow
-def test_a_point_that_diverges_is_survived_and_a_cell_that_fails_is_named(sve: Any, tmp_path: Path) -> None:
+def test_what_diverges_is_survived_and_named(sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Adam moves the heads by about their rate: logits beyond float32 are reached at 3 × this rate, and not at it.
     command = ["bench", "quickstart", *SETTINGS, *LIMIT, "--seeds", "1", "--no-costs", "--out", "out", "--jobs", "2"]
     sve(*command, "--methods", "heads_only", "--grid", "3", "heads_only:train.head_lr=1.3e36")
@@ -276,13 +255,26 @@ def test_a_point_that_diverges_is_survived_and_a_cell_that_fails_is_named(sve: A
     assert "'heads_only, learning rates × 3' failed" in sve.err
     assert load_cells(tmp_path / "out")[0].rates["factor"] in (0.333333, 1.0)
 
-    sve.check_refuses(
-        *command, "--methods", "sve,heads_only", "--grid", "1", "heads_only:train.head_lr=1e38", "sve:train.lr=0.02",
-        "--out", "other", saying="'heads_only, seed 0' failed: ",
-    )  # fmt: skip
-    assert KEPT in sve.err and sve.err.count("error:") == 1
+    two = [*command, "--methods", "heads_only,sve", "--grid", "1", "heads_only:train.head_lr=1e38", "sve:train.lr=0.02"]
+    for said in ("2 runs: 0 done, 2 to train.", "2 runs: 2 done, 0 to train."):  # it would diverge again: not tried twice
+        table = sve.json(*two, "--out", "other")
+        assert [row["name"] for row in table["rows"]] == ["sve"] and said in sve.err
+        [note] = [note for note in table["notes"] if "no result" in note]
+        assert note.startswith("heads_only, seed 0, has no result: The ") and "not finite" in note
+    [kept] = load_diverged(tmp_path / "other")
+    assert (kept.method, kept.seed, kept.limit) == ("heads_only", 0, 24)
     assert not (tmp_path / "other" / "heads_only-seed0.json").exists()
-    assert multiprocessing.active_children() == []
+    sve.check_refuses(*two, "train.clip=0.5", "--out", "other", saying="train.clip")  # settings of its own
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sve_cli.workflows.bench._trainer", lambda *a: _fails)
+        sve.check_refuses(*command, "--methods", "sve", "--grid", "1", "--out", "third", saying="It failed.")
+    assert KEPT in sve.err and sve.err.count("error:") == 1 and multiprocessing.active_children() == []
+
+    sve.check_refuses(
+        *command, "--methods", "heads_only", "--grid", "1", "heads_only:train.head_lr=1e38", "--out", "none",
+        saying="to make a table of. Every one diverged.",
+    )  # fmt: skip
 
     sve.check_refuses(
         *command, "--methods", "heads_only", "--grid", "3", "heads_only:train.head_lr=3e38", "--out", "all",
@@ -318,106 +310,12 @@ def test_a_sweep_over_seeds_with_its_costs(sve: Any, tmp_path: Path) -> None:
     sve.check_refuses(*command, saying="costs.json' holds no costs")
 
 
-@pytest.fixture
-def own(benched: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
-    """The finished benchmark with results of the test's own; few resamples."""
-    monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
-    shutil.copytree(benched / "out", tmp_path / "out")
-    return Study("quickstart", (), ("sve",), 2, {}, (1.0,), tmp_path / "out", benched / "runs" / "bench" / "out", 24)
-
-
-def paired(study: Study, log: Silent | None = None) -> dict[str, Any]:
-    """With what the runs at hand give now, not with what was kept of them."""
-    if study.runs.is_dir():
-        shutil.rmtree(study.out / "samples")
-    found = bench_paired.paired_differences(study, load_cells(study.out), log)
-    assert found is not None
-    return found
-
-
-def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(own: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    cells, log = load_cells(own.out), Silent()
-    keys = paired(own, log)["rows"]["heads_only"]["differences"]
-    assert {"nll", "temperature.nll", "ood.digits:ood.entropy.auroc_ood"} <= set(keys) and log.lines == []
-    monkeypatch.setattr(bench_paired, "stored_posthoc", lambda evaluation: Posthoc())  # evaluate.temperature: false
-    bare = paired(own)["rows"]["heads_only"]["differences"]
-    assert set(bare) == {key for key in keys if not key.startswith("temperature.")}
-
-    # Seeds that were evaluated with fitted weights are compared with them, each with its own.
-    here = [RunDir(own.runs / cell.run) for cell in cells if cell.row == "sve"]
-    weights = dict(zip([run.evaluations()[-1] for run in here], ["weighted:0.9,0.1", "weighted:0.2,0.8"], strict=True))
-    monkeypatch.setattr(bench_paired, "stored_aggregate", lambda evaluation: weights.get(evaluation, "probs"))
-    tests = {evaluation: Predictions.load(evaluation / "predictions" / "test") for evaluation in weights}
-    nll = [METRICS.resolve("nll").compute(aggregate(tests[evaluation], way)) for evaluation, way in weights.items()]
-    weighted = paired(own)["rows"]["heads_only"]["differences"]
-    assert weighted["nll"]["reference"] == pytest.approx(sum(nll) / 2) != pytest.approx(bare["nll"]["reference"])
-    assert weighted["nll"]["other"] == pytest.approx(bare["nll"]["other"])
-
-    def refuse(references: Any, others: Any, settings: Any) -> None:
-        raise SveError("Only 3 of the 24 samples are shared.")
-
-    monkeypatch.setattr(bench_paired, "_differences", refuse)
-    why = "heads_only (B) is not compared with sve (A): Only 3 of the 24 samples are shared."
-    assert paired(own, log) == {"reference": "sve", "bootstrap": 20, "rows": {}, "left_out": [why]}
-    assert log.lines == [f"warning: {why}"]
-    monkeypatch.undo()
-    monkeypatch.setattr(bench_paired, "BOOTSTRAP", 20)
-    turned = paired(replace(own, reference="heads_only"))
-    assert turned["reference"] == "heads_only"
-    assert turned["rows"]["sve"]["differences"]["nll"]["difference"] == pytest.approx(-keys["nll"]["difference"])
-    swept = [replace(cell, sweep={"method.params.rank": "4"}) if cell.method == "sve" else cell for cell in cells]
-    found = bench_paired.paired_differences(own, swept)
-    assert found is not None and found["reference"] == "sve (rank=4)"  # the first row of sve, whatever comes before it
-
-
-def test_differences_are_those_of_the_runs_own_predictions(own: Study) -> None:
-    found = paired(own)["rows"]["heads_only"]
-    sides = [
-        [RunDir(own.runs / c.run).evaluations()[-1] for c in load_cells(own.out) if c.row == row] for row in ("sve", "heads_only")
-    ]
-    tests, oods = (
-        [[Predictions.load(e / "predictions" / name) for e in side] for side in sides] for name in ("test", slug("digits:ood"))
-    )
-    expected = {
-        d.key: d for d in compare_seeds(*tests, metrics=["accuracy", "nll", "ece_top1_w15", "brier"], bootstrap=20, permutations=0)
-    }
-    scaled = [
-        posthoc.temperature.apply(p) for p, e in zip(tests[1], sides[1], strict=True) if (posthoc := stored_posthoc(e)).temperature
-    ]
-    expected |= {f"temperature.{d.key}": d for d in compare_seeds(tests[0], scaled, metrics=["nll"], bootstrap=20, permutations=0)}
-    pairs = [list(zip(test, ood, strict=True)) for test, ood in zip(tests, oods, strict=True)]
-    expected |= {d.key: d for d in compare_ood(*pairs, scores=["entropy"], bootstrap=20, permutations=0)}
-    assert len(expected) == 6 and found["seeds"] == [0, 1]
-    for key, d in expected.items():
-        got = found["differences"][key]
-        values = (d.reference, d.other, d.difference, d.low, d.high, d.n)
-        assert [got[k] for k in ("reference", "other", "difference", "low", "high", "n")] == pytest.approx(values, abs=2e-7), key
-
-
-def test_differences_outlive_the_runs(own: Study) -> None:
-    before = paired(own)
-    gone = replace(own, runs=own.out / "nowhere")
-    assert paired(gone) == before and {len(row["seeds"]) for row in before["rows"].values()} == {2}
-    kept = sorted((own.out / "samples").iterdir())
-    assert [p.name for p in kept] == [f"{m}-seed{s}.parquet" for m in ("heads_only", "sve") for s in (0, 1)]
-
-    other = SampleNumbers.load(kept[0])
-    replace(other, run="heads_only-seed0-ffffffff").save(kept[0])  # of other settings than the result
-    fewer = paired(gone)
-    assert fewer["rows"]["heads_only"]["seeds"] == [1]
-    notes = build_table(load_cells(own.out), {}, None, fewer).notes
-    assert "Paired differences of heads_only leave seed 0 out: neither the runs nor their samples are at hand." in notes
-    assert not [note for note in build_table(load_cells(own.out), {}, None, before).notes if "leave" in note]
-    kept[0].write_bytes(b"PAR1 and then nothing")
-    assert bench_paired.paired_differences(own, load_cells(own.out)) == before, "the run is at hand, and mends what is kept"
-    assert paired(gone) == before
-    kept[0].write_bytes(b"PAR1 and then nothing")
-    log = Silent()
-    [why] = paired(gone, log)["left_out"]
-    assert why.startswith("heads_only, seed 0, is left out of the paired differences: ") and "is damaged" in why
-    assert log.lines == [f"warning: {why}"]
-    shutil.rmtree(own.out / "samples")
-    assert bench_paired.paired_differences(gone, load_cells(own.out)) is None
+def test_two_benchmarks_do_not_work_in_one_folder(sve: Any, benched: Path, repeat: list[str], no_work: None) -> None:
+    for folder in (benched / "out", benched / "runs" / "bench" / "out"):
+        before = stamps(folder)
+        with held(folder):
+            sve.check_refuses(*repeat, saying=f"Another benchmark is at work in '{folder}'")
+        assert stamps(folder) == before
 
 
 def test_ctrl_c_ends_every_process_and_says_how_to_go_on(sve: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -430,5 +328,5 @@ def test_ctrl_c_ends_every_process_and_says_how_to_go_on(sve: Any, monkeypatch: 
     monkeypatch.setattr("sve_cli.workflows.bench.wait", interrupted)
     endless = ["bench", "quickstart", *SETTINGS, "train.epochs=100000", *LIMIT, "--methods", "sve,heads_only", "--grid", "1"]
     sve(*endless, "--jobs", "2", "--out", "out", code=130)
-    assert multiprocessing.active_children() == [] and not list((tmp_path / "out").iterdir())
+    assert multiprocessing.active_children() == [] and [p.name for p in (tmp_path / "out").iterdir()] == [LOCK]
     assert "the same command goes on from there" in sve.err and "[3/6]" not in sve.err

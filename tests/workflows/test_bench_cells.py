@@ -281,7 +281,7 @@ def test_nothing_that_is_kept_names_a_folder_of_this_machine(study: Study, tmp_p
         "training": {"seconds": 1.0, "steps": 2, "peak_memory_mb": 3, "best": [{"epoch": 1}], "command": f"sve {home}"},
         "warnings": [f"'{home}/o.csv' is the data this run was trained on.", "Read from /opt/data/x.csv: 3 rows."],
         "environment": {"torch": "2", "library": "/usr/lib/x.so"},
-        "rows": {"test": 1, "validation": 1},
+        "rows": {"test": 1, "validation": 1}, "sources": {"checkpoint": "c0", "test": "d1"},
     }  # fmt: skip
     result = _result(cell, own, loaded, 1.0, own.run_folder(cell, loaded.recipe), found)
     text = result.to_json()

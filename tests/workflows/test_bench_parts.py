@@ -6,7 +6,7 @@ import multiprocessing
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -70,7 +70,7 @@ def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_pat
     monkeypatch.setattr(bench_costs, "_session", lambda recipe, limit, others: recipe)
     monkeypatch.setattr(bench_costs, "_flops", flops)
     monkeypatch.setattr(bench_costs, "_train", lambda session, recipe: 0.5)
-    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: dict.fromkeys(sessions, 0.1))
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: {s: (0.1, 0.5 * (s == "sve")) for s in sessions})
     log = Silent()
     assert bench_costs.measure_costs(study, log) == {"methods": {}}
     assert log.lines[-1] == "warning: No costs are shown: they are relative to single."
@@ -83,6 +83,38 @@ def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_pat
 
     broken = ""
     kept = found["methods"]["heads_only"]
+    assert "noisy" not in found
     again = bench_costs.measure_costs(study, log)  # only what is missing, beside single
+    assert again["noisy"] == ["sve"] and "The latencies of sve differ from one measurement to the next" in log.lines[-1]
     assert again["methods"]["sve"]["train_flops"] == 1.5 and again["methods"]["sve"]["train_flops_absolute"] == 6.0
     assert again["methods"]["heads_only"] == kept and bench_costs.read_costs(tmp_path) == again
+
+
+def test_short_predictions_are_measured_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    took = {"fast": [9.0, *[0.02] * 40, *[0.06] * 60], "slow": [9.0, *[0.5] * 100]}  # the first warms up
+    calls = {name: iter(seconds) for name, seconds in took.items()}
+    made: dict[str, int] = dict.fromkeys(took, 0)
+
+    class Fake:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def build(self, log_store: bool) -> Any:
+            return self
+
+        def set_training(self, training: bool) -> None:
+            assert not training
+
+    def runners(ensemble: Fake, inputs: Any) -> dict[str, Any]:
+        def run() -> float:
+            made[ensemble.name] += 1
+            return next(calls[ensemble.name])
+
+        return {"one by one": run}
+
+    monkeypatch.setattr(bench_costs, "_runners", runners)
+    monkeypatch.setattr(bench_costs, "_inputs", lambda session, batch: None)
+    found = bench_costs._latencies({name: cast("Any", Fake(name)) for name in took}, 1)
+    assert made == {"fast": 1 + 40 + 4, "slow": 1 + 7}  # a second of each, and seven at least
+    assert found["slow"] == (0.5, 0.0) and found["fast"] == (0.02, 0.0)
+    assert bench_costs._middle([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 2 / 3)

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
 
+from sve_cli.errors import SveError
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import seal
 
@@ -120,6 +124,10 @@ def test_what_cannot_be_compared(sve: Any, trained: Path, noisy: Path, tmp_path:
     sve.check_refuses("compare", trained, noisy, "--metrics", "nl", saying="Did you mean 'nll'?")
     sve.check_refuses("compare", trained, stem, "--scaled", saying="'test' has no fitted temperature")
     sve.check_refuses("compare", trained, noisy, "--bootstrap", 10, saying="--bootstrap")
+    sve.check_refuses("compare", trained, noisy, "--metrics", ",", saying="',' names nothing")
+    (tmp_path / "file").write_text("mine")
+    for command in (["compare", trained, "nothing"], ["members", "nothing"], ["diversity", trained]):  # before any work
+        sve.check_refuses(*command, "--out", tmp_path / "file", saying="it is not a folder")
     turned = changed(trained, tmp_path / "turned", lambda p: replace(p, labels_N=np.where(p.labels_N == 3, 5, p.labels_N)))
     sve.check_refuses("compare", trained, turned, saying="is '3' in 'digits' and '5' in 'turned'")
     shutil.rmtree(turned / "evaluations")
@@ -127,6 +135,47 @@ def test_what_cannot_be_compared(sve: Any, trained: Path, noisy: Path, tmp_path:
     (file,) = noisy.glob("evaluations/*/predictions/test.parquet")
     file.write_bytes(b"")
     sve.check_refuses("compare", trained, noisy, saying="was changed")
+
+
+def test_predictions_of_another_tool_are_compared_too(sve: Any, trained: Path, tmp_path: Path) -> None:
+    stem = predictions_of(trained)
+    own = Predictions.load(stem)
+    probs = np.exp(own.logits_MNC - own.logits_MNC.max(-1, keepdims=True))
+    probs_MNC = probs / probs.sum(-1, keepdims=True)
+    np.savez(tmp_path / "other.npz", probs=probs_MNC, labels=own.labels_N, ids=own.ids_N, classes=own.classes)
+    found = sve.json("compare", stem, tmp_path / "other.npz", "--bootstrap", 100, "--permutations", 0, "--metrics", "nll")
+    [row] = found["pairs"][0]["differences"]
+    assert row["difference"] == pytest.approx(0, abs=1e-6) and row["n"] == own.n_samples
+    assert sve.json("members", tmp_path / "other.npz", "--bootstrap", 100, "--metrics", "nll")["members"] == 2
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "saying"),
+    [
+        (".parquet", lambda path: path.write_bytes(b"junk"), r"test\.parquet' is damaged"),
+        (".parquet", lambda path: pq.write_table(pq.read_table(path).drop(["id"]), path), "its files have no 'id'"),
+        (".safetensors", lambda path: rewritten(path, drop="logits_MNC"), "its files have no 'logits_MNC'"),
+        (".safetensors", lambda path: rewritten(path, dropped_meta="classes"), "its files have no 'classes'"),
+        (".safetensors", lambda path: path.write_bytes(path.read_bytes()[:50]), "is not a readable safetensors file"),
+    ],
+)
+def test_damaged_predictions_are_a_sentence(suffix: str, damage: Any, saying: str, trained: Path, tmp_path: Path) -> None:
+    stem = predictions_of(trained)
+    for each in (".parquet", ".safetensors"):
+        shutil.copy(stem.with_name(stem.name + each), tmp_path / f"test{each}")
+    damage(tmp_path / f"test{suffix}")
+    with pytest.raises(SveError, match=saying) as caught:
+        Predictions.load(tmp_path / "test")
+    assert "sve evaluate RUN" in caught.value.hint
+
+
+def rewritten(path: Path, drop: str = "", dropped_meta: str = "") -> None:
+    """A predictions file without one of its tensors or facts."""
+    with safe_open(path, framework="numpy") as f:
+        meta = json.loads(f.metadata()["meta"])
+        tensors = {name: f.get_tensor(name) for name in f.keys() if name != drop}  # noqa: SIM118 (not a dict)
+    meta.pop(dropped_meta, None)
+    save_file(tensors, path, metadata={"meta": json.dumps(meta)})
 
 
 def test_how_many_members(sve: Any, trained: Path, tmp_path: Path) -> None:

@@ -122,6 +122,21 @@ def test_features_computed_once_train_the_same_heads(lab: Any, method: str, exec
         assert torch.allclose(tensor, ends[1][name], atol=2e-5), name
 
 
+@pytest.mark.parametrize("dropout", ["off", "checkpoint"])
+def test_a_head_that_all_members_share_is_refitted_as_it_was_trained(lab: Any, dropout: str) -> None:
+    built = lab.build("bert", "mc_dropout", members=3, params={"dropout": dropout})
+    view, rows = HeadsOfFrozen(built.ensemble), np.arange(6)
+    spec, nothing = TrainSpec(precision="float32"), Checkpointer(lambda t, m: None)
+    trainer = Trainer(view, built.train, None, lambda m: np.zeros(0), spec, 1.0, 0, built.log, nothing)
+    logits = []
+    for training in (True, True, False, False):
+        view.set_training(training)
+        assert built.ensemble.network.training == (training and dropout == "checkpoint")
+        logits.append(trainer._logits((0,), [rows], (0, 0, len(logits))))
+    assert not torch.equal(logits[0], logits[1])  # units are dropped anew at every step
+    assert torch.equal(logits[2], logits[3])
+
+
 @pytest.mark.parametrize("method", ["sve", "heads_only"])
 def test_validation_on_stored_features_is_validation_through_the_network(lab: Any, method: str) -> None:
     built = lab.build("vit", method, members=3)
@@ -162,10 +177,13 @@ def test_the_method_is_the_runs_and_the_rest_the_recipes() -> None:
     assert found.method == replace(origin.method, members=3)
     assert replace(found, method=wanted.method) == wanted
     with pytest.raises(SveError, match="asks for 5 members, but the run has 4"):
-        transferred_recipe(origin, replace(wanted, method=replace(wanted.method, members=5)))
+        transferred_recipe(origin, more := replace(wanted, method=replace(wanted.method, members=5)))
+    assert transferred_recipe(origin, more, most_members=True).method.members == 4
     with pytest.raises(SveError, match="pooling 'native', but the recipe pools by 'cls'"):
         transferred_recipe(origin, replace(wanted, model=replace(wanted.model, pooling="cls")))
     assert transferred_recipe(origin, replace(wanted, model=replace(wanted.model, pooling="native")))
+    with pytest.raises(SveError, match="for image_classification, but the recipe for text_classification"):
+        transferred_recipe(origin, load_recipe("emotion_minilm", ["method.members=2"]).recipe)
 
 
 def in_this_process(artifacts: Sequence[Artifact], asked: Questions) -> list[Answer]:
@@ -209,6 +227,9 @@ def test_its_recipe_makes_it_again(sve: Any, trained: Path, tmp_path: Path) -> N
     sve("transfer", trained, *TARGET, "--out", tmp_path / "new")
     sve("transfer", trained, tmp_path / "new" / "recipe.yaml", "--limit", 48, "--out", tmp_path / "again")
     sve.same_training(tmp_path / "new", tmp_path / "again")
+    fewer = [word for word in TARGET if word != "method.members=2"]  # the recipe has four: all of the run's
+    sve("transfer", trained, *fewer, "--out", tmp_path / "again", "--overwrite")
+    sve.same_training(tmp_path / "new", tmp_path / "again")
     sve("transfer", trained, *TARGET, "seed=6", "--out", tmp_path / "again", "--overwrite")
     with pytest.raises(AssertionError):
         sve.same_training(tmp_path / "new", tmp_path / "again")
@@ -230,6 +251,8 @@ def test_what_does_not_fit_is_refused_before_any_work(sve: Any, trained: Path, t
     sve.check_refuses("transfer", trained, *TARGET, "--out", trained, "--overwrite", saying="is the run that is transferred")
     sve.check_refuses("transfer", tmp_path / "nothing", *TARGET, saying="There is no run")
     sve.check_refuses("transfer", trained, "nothing.yaml", saying="no recipe file")
+    own = ["method.name=heads_only", "--out", tmp_path / "x"]
+    sve.check_refuses("transfer", trained, *TARGET, *own, saying="method.name changes nothing: a transfer keeps the method")
     assert not (tmp_path / "x").exists() and (trained / "COMPLETE").is_file()
 
 

@@ -5,7 +5,9 @@ Shapes: M members, N samples, C classes.
 
 from __future__ import annotations
 
+import re
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from sve_cli.registry import nearest
 SUFFIXES = (".npz", ".csv", ".parquet")
 TOLERANCE = 1e-3  # a row of probabilities may be off by this much: it is renormalised
 BLOCK = 200_000  # numbers that are worked on at a time
+MISSING = ("", "-1", "-1.0", "NA", "N/A", "NaN", "nan", "null", "None")  # labels that are unknown, unless a class has that name
 TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
 KINDS = ("probs", "logits", "log_probs")
 HINT = "It needs `probs`, `logits` or `log_probs` of shape (N, C) or (M, N, C), and `labels` (npz) or a `label` column."
@@ -64,7 +67,7 @@ def _from_npz(path: Path) -> tuple[Predictions, list[str]]:
     try:
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
     kinds = [kind for kind in KINDS if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
@@ -109,7 +112,8 @@ def _columns(path: Path) -> dict[str, list[object]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path) if path.suffix == ".parquet" else pa_csv.read_csv(path)
+        as_text = pa_csv.ConvertOptions(column_types={"label": pa.string()})  # a name may look like a number
+        table = pq.read_table(path) if path.suffix == ".parquet" else pa_csv.read_csv(path, convert_options=as_text)
     except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
     if not table.num_rows:
@@ -187,12 +191,15 @@ def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarra
     bad_MN, zeros = np.zeros((members, n), dtype=bool), 0
     step = max(BLOCK // (members * width), 1)
     for rows in (slice(start, start + step) for start in range(0, n, step)):
-        probs_MBC = values_MNC[:, rows].astype(np.float64)
-        if kind == "log_probs":
-            probs_MBC = np.exp(np.minimum(probs_MBC, 1.0))
+        given_MBC = values_MNC[:, rows].astype(np.float64)
+        probs_MBC = np.exp(np.minimum(given_MBC, 1.0)) if kind == "log_probs" else given_MBC
         total_MN[:, rows] = probs_MBC.sum(axis=2)
         bad_MN[:, rows] = (probs_MBC < 0).any(axis=2) | ~(np.abs(total_MN[:, rows] - 1.0) <= TOLERANCE)
-        if not bad_MN[:, rows].any():
+        if bad_MN[:, rows].any():
+            continue
+        if kind == "log_probs":  # never through exp: what is below the smallest float64 counts as it is
+            log_probs_MNC[:, rows] = given_MBC - np.log(total_MN[:, rows, None])
+        else:
             zeros += int((probs_MBC == 0).sum())
             log_probs_MNC[:, rows] = np.log(np.maximum(probs_MBC / total_MN[:, rows, None], TINY))
     if bad_MN.any():
@@ -207,22 +214,34 @@ def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarra
 
 
 def _labels(labels: Sequence[object], classes: list[str], path: Path) -> np.ndarray:
-    """Class numbers, from numbers or names; missing and -1 are unknown."""
+    """Class numbers, from numbers or names; missing and -1 are unknown.
+
+    Text that is all class names is names, also where they look like numbers; numbers are names only where they are not numbers of
+    classes.
+    """
     place = {name: i for i, name in enumerate(classes)}
-    found = []
-    for i, label in enumerate(labels):
-        if label is None or label == "":
-            number = UNKNOWN_LABEL
-        elif isinstance(label, str):
-            number = place.get(label, int(label) if label.lstrip("-").isdigit() else -2)
-        elif isinstance(label, int) or (isinstance(label, float) and label.is_integer()):
-            number = int(label)
-        else:
-            number = -2
-        if not UNKNOWN_LABEL <= number < len(classes):
+    known = [
+        (i, label) for i, label in enumerate(labels) if label is not None and (str(label) in place or str(label) not in MISSING)
+    ]
+    by_name = [place.get(str(label), place.get(str(label).lower(), -2)) for _, label in known]
+    by_number = [_number(label) for _, label in known]
+    named, numbered = (all(0 <= n < len(classes) for n in found) for found in (by_name, by_number))
+    text = all(isinstance(label, (str, bool)) for _, label in known)
+    either = [max(pair) for pair in zip(by_name, by_number, strict=True)]
+    chosen = by_name if named and (text or not numbered) else by_number if numbered else either
+    found_N = np.full(len(labels), UNKNOWN_LABEL, dtype=np.int64)
+    for (i, label), number in zip(known, chosen, strict=True):
+        if not 0 <= number < len(classes):
             raise DataError(
                 f"The label of row {i + 1} of '{path}' is '{label}', which is none of its {len(classes)} classes.",
                 f"Write a number from 0 to {len(classes) - 1}, a class name, or -1 for unknown.",
             )
-        found.append(number)
-    return np.array(found, dtype=np.int64)
+        found_N[i] = number
+    return found_N
+
+
+def _number(label: object) -> int:
+    """A label as the number of a class; -2 where it is none."""
+    if isinstance(label, str):
+        return int(float(label)) if re.fullmatch(r"[0-9]+(\.0*)?", label) else -2
+    return int(label) if isinstance(label, int) or (isinstance(label, float) and label.is_integer()) else -2

@@ -32,7 +32,8 @@ class Predictions:
         features_MNF: float32 penultimate features, if kept.
         columns: further columns of the data (slices), name -> N strings.
         classes: C class names (letters for multiple choice).
-        dataset, split, model_digest: where the samples and the logits come from.
+        dataset, split, model_digest: where the samples and the logits come from. source_state: of a local set, see
+            `data.sources.local_state`.
     """
 
     logits_MNC: np.ndarray
@@ -42,6 +43,7 @@ class Predictions:
     dataset: str = ""
     split: str = ""
     model_digest: str = ""
+    source_state: str = ""
     mask_NC: np.ndarray | None = None
     soft_labels_NC: np.ndarray | None = None
     features_MNF: np.ndarray | None = None
@@ -105,6 +107,7 @@ class Predictions:
             "split": self.split,
             "model_digest": self.model_digest,
             "format": "sve-predictions/1",
+            **({"source_state": self.source_state} if self.source_state else {}),
         }
         arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
         # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
@@ -142,6 +145,7 @@ class Predictions:
             found = {"logits_MNC": tensors["logits_MNC"], "labels_N": tensors["labels_N"]}
             found |= {name: tensors[name] for name in OPTIONAL if name in tensors}
             meant = {name: meta[name] for name in ("classes", "dataset", "split", "model_digest")}
+            meant["source_state"] = meta.get("source_state", "")
         except KeyError as error:
             raise SveError(f"'{stem}' is damaged: its files have no {error}.", AGAIN) from error
         except (pa.ArrowException, OSError) as error:

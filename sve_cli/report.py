@@ -332,25 +332,32 @@ class Report:
             raise SveError(f"Cannot read the report '{path}' ({error}).") from error
         if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
             raise SveError(f"'{path}' is not a report of schema {SCHEMA}.")
-        rows = [
-            Row(r["key"], r["title"], _metrics(r["metrics"]), [ReliabilityBin(**b) for b in r["reliability"]])
-            for r in raw.pop("rows")
-        ]
-        ood = [
-            OodSet(**{**o, "scores": {s: _metrics(m) for s, m in o["scores"].items()}})  # older reports have no groups
-            for o in raw.pop("ood")
-        ]
-        decisions = [Decision(**{**d, "measured": _metrics(d["measured"])}) for d in raw.pop("decisions", [])]
-        parts: dict[str, Any] = {  # older reports have none of these
-            "bin_choices": [BinChoice(**b) for b in raw.pop("bin_choices", [])],
-            "per_class": [ClassRow(**c) for c in raw.pop("per_class", [])],
-            "slices": [Slice(**{**s, "metrics": _metrics(s["metrics"])}) for s in raw.pop("slices", [])],
-            "risk_curve": RiskCurve(**curve) if (curve := raw.pop("risk_curve", None)) else None,
-            "answers": [AnswerPart(**{**a, "metrics": _metrics(a["metrics"])}) for a in raw.pop("answers", [])],
-            "diagnosis": [Signature(**{**s, "value": _metrics({"": s["value"]})[""]}) for s in raw.pop("diagnosis", [])],
-            "spectrum": _spectrum(raw.pop("spectrum", None)),
-        }
-        return Report(rows=rows, ood=ood, decisions=decisions, **parts, **raw)
+        try:
+            return _from_document(raw)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SveError(f"The report '{path}' is damaged ({type(error).__name__}: {error}).", "Evaluate again.") from error
+
+
+def _from_document(raw: dict[str, Any]) -> Report:
+    """The report in a document of this schema; consumes it."""
+    rows = [
+        Row(r["key"], r["title"], _metrics(r["metrics"]), [ReliabilityBin(**b) for b in r["reliability"]]) for r in raw.pop("rows")
+    ]
+    ood = [
+        OodSet(**{**o, "scores": {s: _metrics(m) for s, m in o["scores"].items()}})  # older reports have no groups
+        for o in raw.pop("ood")
+    ]
+    decisions = [Decision(**{**d, "measured": _metrics(d["measured"])}) for d in raw.pop("decisions", [])]
+    parts: dict[str, Any] = {  # older reports have none of these
+        "bin_choices": [BinChoice(**b) for b in raw.pop("bin_choices", [])],
+        "per_class": [ClassRow(**c) for c in raw.pop("per_class", [])],
+        "slices": [Slice(**{**s, "metrics": _metrics(s["metrics"])}) for s in raw.pop("slices", [])],
+        "risk_curve": RiskCurve(**curve) if (curve := raw.pop("risk_curve", None)) else None,
+        "answers": [AnswerPart(**{**a, "metrics": _metrics(a["metrics"])}) for a in raw.pop("answers", [])],
+        "diagnosis": [Signature(**{**s, "value": _metrics({"": s["value"]})[""]}) for s in raw.pop("diagnosis", [])],
+        "spectrum": _spectrum(raw.pop("spectrum", None)),
+    }
+    return Report(rows=rows, ood=ood, decisions=decisions, **parts, **raw)
 
 
 def _mean_over_sets(values: list[MetricValue]) -> MetricValue:

@@ -100,7 +100,7 @@ def load_samples(
         names = classes or spec.classes or own
         labels_N = mapped_labels(labels_N, own, names)
         soft_NC = read_soft_labels(raw, own, names)
-    slices = read_slices(raw, spec.slices, strict=True, inputs=inputs)
+    slices = read_slices(raw, spec.slices, strict=same, inputs=inputs)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -49,6 +50,19 @@ def split_name(name: str) -> tuple[str, str | None]:
         return name, None
     dataset, _, split = name.rpartition(":")
     return dataset, split
+
+
+def local_state(name: str) -> str:
+    """A digest of where the files of a local data set lie, of their sizes and times; '' where the name is no path that exists.
+
+    Whether predictions made under this name are still of these samples.
+    """
+    place = Path(split_name(name)[0]).expanduser()
+    if not place.exists():
+        return ""
+    files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
+    facts = [(str(p.resolve()), (found := p.stat()).st_size, found.st_mtime_ns) for p in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def open_source(name: str, spec: DataSpec, config: str | None = None, revision: str | None = None) -> Source:

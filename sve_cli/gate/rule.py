@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
+from sve_cli.errors import SveError
 from sve_cli.gate.alike import Alike
 from sve_cli.gate.condition import Condition
 from sve_cli.gate.spec import GateSpec
@@ -125,6 +126,7 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     A calibration error's lower bound is the smaller of two: by the standard error that two sides calibrated alike would have, and
     one-sided by the bootstrap's, which holds whatever the gaps are.
     """
+    _require_finite(key, seen.value, seen.baseline, seen.low, seen.high)
     sign = -1.0 if direction == "higher" else 1.0
     worsening = sign * seen.difference if abs(seen.difference) >= SAME else 0.0  # rounding, and no -0.0
     low, high = sorted((sign * seen.low + 0.0, sign * seen.high + 0.0))
@@ -158,6 +160,7 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
 def judge_limit(key: str, direction: Direction, gate: GateSpec, seen: Alone, level: Level) -> Check:
     """Fail when the whole interval of the value lies beyond the limit."""
     assert gate.limit is not None
+    _require_finite(key, seen.value, seen.low, seen.high)
     metric = key.rpartition(".")[2]
     shown = amounts(metric)
     fails = seen.low > gate.limit + ROUNDING if direction == "lower" else seen.high < gate.limit - ROUNDING
@@ -178,6 +181,7 @@ def judge_limit(key: str, direction: Direction, gate: GateSpec, seen: Alone, lev
 
 def judge_condition(condition: Condition, value: float, direction: Direction, n: int) -> Check:
     """Fail when the value as it is meets the condition; no interval is asked."""
+    _require_finite(condition.key, value)
     fails = condition.holds(value)
     wrong_way = {"higher": ">", "lower": "<"}.get(direction) == condition.sign[0]
     notes = [f"{_label(condition.key)} is better {direction}: this fails when it is good."] if wrong_way else []
@@ -186,6 +190,16 @@ def judge_condition(condition: Condition, value: float, direction: Direction, n:
         condition.text, _label(condition.key), "condition", "fail" if fails else "pass", sentence, direction, value,
         allowed=condition.number, n=n, notes=notes,
     )  # fmt: skip
+
+
+def _require_finite(key: str, *numbers: float) -> None:
+    """Refuse numbers that no comparison holds for: a check on them would pass whatever they stand for.
+
+    Raises:
+        SveError: one is NaN or infinite.
+    """
+    if not all(math.isfinite(number) for number in numbers):
+        raise SveError(f"'{key}' cannot be judged: its value, its interval or its baseline is not finite.", "Evaluate again.")
 
 
 def worst_check(key: str, checks: Sequence[Check]) -> Check:

@@ -17,6 +17,8 @@ from sve_cli.registry import METRICS
 
 AGREE = 1e-6  # a metric recomputed from samples equals the report's within this
 CHANGED = 1e-5  # confidences closer than this are the same output
+TOP_CLASS = ("ece_top1", "mce_top1", "ece_debiased", "aurc", "eaurc", "risk_at")  # metrics of confidence and correctness
+PARTS = ("confidence_N", "nll_N", "squares_N")
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,16 @@ def recomputable(samples: Samples, view: Aggregated, bins: int) -> dict[str, Met
 
 
 def changed_samples(first: Samples, second: Samples, metric: str) -> int:
-    """On how many of the same samples the two sides differ: in correctness, and for all but the accuracy in confidence."""
-    wrong_N = first.correct_N != second.correct_N
-    if metric != "accuracy":
-        wrong_N = wrong_N | (np.abs(first.confidence_N - second.confidence_N) > CHANGED)
-    return int(wrong_N.sum())
+    """On how many of the same samples the two sides differ in what the metric reads.
+
+    Accuracy: correctness; what reads the top class alone: its confidence too; all others also the label's probability and the sum
+    of squares, which change with any class's.
+    """
+    differ_N = first.correct_N != second.correct_N
+    read = () if metric == "accuracy" else ("confidence_N",) if metric.startswith(TOP_CLASS) else PARTS
+    for name in read:
+        differ_N = differ_N | (np.abs(getattr(first, name) - getattr(second, name)) > CHANGED)
+    return int(differ_N.sum())
 
 
 def pair(baseline: Samples, other: Samples, max_missing: float) -> tuple[Samples, Samples, list[str]]:

@@ -24,6 +24,7 @@ from sve_cli.statistics import holm, seeded
 
 SMALLEST = 30  # samples; with fewer a slice is listed, not judged
 MOST_VALUES = 200  # a column of text with more values is no slice
+NONE = "(none)"  # the name of an empty value
 MOST_NUMBERS = 20  # a column of numbers with more values is cut into quarters
 METRICS: tuple[Metric, ...] = (accuracy, nll, ece_top1)
 LEVEL = 0.05
@@ -84,7 +85,11 @@ def groupings(view: Aggregated, columns: Mapping[str, Sequence[str]], classes: S
     if "class" not in kept and not options_vary(labelled):
         present, group_N = np.unique(labelled.labels_N, return_inverse=True)
         if len(present) > 1:
-            found.append(Grouping("class", [classes[c] for c in present], group_N))
+            names = [classes[c] for c in present]
+            twice = {name for name in names if names.count(name) > 1}
+            found.append(
+                Grouping("class", [f"{n} ({c})" if n in twice else n for n, c in zip(names, present, strict=True)], group_N)
+            )
     return found
 
 
@@ -123,7 +128,7 @@ def _measured(view: Aggregated, bins: int, bootstrap: int, confidence: float, se
 def grouping(column: str, values: Sequence[str]) -> Grouping | None:
     """The column's groups: its values, or quarters of many numbers; None where it has one value or too many.
 
-    Values that are empty belong to the group "(none)".
+    Values that are empty belong to the group `NONE`.
     """
     distinct = sorted(set(values))
     numbers = _numbers(values)
@@ -132,11 +137,21 @@ def grouping(column: str, values: Sequence[str]) -> Grouping | None:
         index_N = np.searchsorted(cuts, numbers, side="left")  # group k: (cut k-1, cut k]
         present, group_N = np.unique(index_N, return_inverse=True)
         spans = [(numbers[group_N == k].min(), numbers[group_N == k].max()) for k in range(len(present))]
-        return Grouping(column, [f"{low:g}-{high:g}" for low, high in spans], group_N) if len(present) > 1 else None
+        return Grouping(column, _spans(spans), group_N) if len(present) > 1 else None
+    named = [value or NONE for value in values]
+    distinct = sorted(set(named))
     if not 1 < len(distinct) <= MOST_VALUES:
         return None
     place = {value: i for i, value in enumerate(distinct)}
-    return Grouping(column, [value or "(none)" for value in distinct], np.array([place[value] for value in values]))
+    return Grouping(column, distinct, np.array([place[value] for value in named]))
+
+
+def _spans(spans: Sequence[tuple[float, float]]) -> list[str]:
+    """'low-high' of each, whole or with as many digits as make them differ: they are addresses."""
+    if all(float(end).is_integer() and abs(end) < 1e15 for span in spans for end in span):
+        return [f"{low:.0f}-{high:.0f}" for low, high in spans]
+    named = [[f"{low:.{digits}g}-{high:.{digits}g}" for low, high in spans] for digits in range(6, 18)]
+    return next((names for names in named if len(set(names)) == len(names)), named[-1])
 
 
 def _numbers(values: Sequence[str]) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.predictions import Predictions
-from sve_cli.statistics import energy, log_softmax
+from sve_cli.statistics import ROUNDING, energy, log_softmax
 
 
 class EnergyOfMean:
@@ -28,4 +28,5 @@ class EnergyOfMean:
         total_NC = np.zeros(predictions.logits_MNC.shape[1:])
         for logits_NC in predictions.logits_MNC:
             total_NC += log_softmax(logits_NC, mask_NC)
-        return energy(total_NC / predictions.n_members, mask_NC)
+        found_N: np.ndarray = energy(total_NC / predictions.n_members, mask_NC)
+        return np.where(np.abs(found_N) < ROUNDING, 0.0, found_N)  # members that agree tie at 0

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sve_cli.data.sources import local_state
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
@@ -242,6 +243,7 @@ def build_report(
         provenance={
             "notes": notes,
             "aggregate": spec.aggregate,
+            "confidence": spec.confidence,
             "intervals": how_resampled(test.n_samples, spec.bootstrap),
             "environment": environment(),
         },
@@ -307,7 +309,8 @@ class _Lazy:
 
 def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
     """The folder name of an evaluation: what it depends on, hashed."""
-    sets = ood if any(ood.values()) else list(ood)
+    now = {name if not (state := local_state(name)) else f"{name}@{state}": group for name, group in ood.items()}
+    sets = now if any(ood.values()) else list(now)
     content = json.dumps([asdict(spec), sets, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
 
@@ -363,7 +366,7 @@ def _provenance(
     return {
         "command": command or lock.get("command", ""), "model": recipe.model.name, "pooling": recipe.model.pooling,
         "method": recipe.method.name, "members": recipe.method.members, "seed": recipe.seed, "aggregate": spec.aggregate,
-        "batch_size": spec.batch_size,
+        "batch_size": spec.batch_size, "confidence": spec.confidence,
         "recipe_digest": digest(recipe), "checkpoint_digest": lock["checkpoint"], "data_digests": lock["data"],
         "training_path_gap": gap, "training": {k: v for k, v in training.items() if k != "command"},
         "environment": lock["environment"],

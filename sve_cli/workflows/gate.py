@@ -16,9 +16,11 @@ from sve_cli.comparison.paired import Settings, Statistic, differences
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
 from sve_cli.gate import Against, Alone, Condition, GateFile, GateSettings, GateSpec, Level, Samples
+from sve_cli.gate.spec import Policy
 from sve_cli.metrics.aggregate import Aggregated
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
 from sve_cli.metrics.base import Metric
+from sve_cli.metrics.slices import SMALLEST
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import Predictions
 from sve_cli.render.gate import render_junit, render_markdown
@@ -29,7 +31,7 @@ from sve_cli.statistics import one_blas_thread
 from sve_cli.verdict import Check, Rule, Verdict
 from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.gate_sides import Judged, Reference, compared_by_default, open_reference, same_classes
-from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_samples, with_ids, worst_addresses
+from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_rows, small_slices, with_ids, worst_addresses
 
 FEW = 500  # resamples where only a standard error and a bias are asked for
 
@@ -146,13 +148,25 @@ class _Court:
         court.level = gates.share_level(self.level.confidence, len(addresses))
         found = [court.checks(address, gate) for address in addresses]
         self.notes += court.notes
-        return [gates.worst_check(key, rule) for rule in zip(*found, strict=True)]
+        worst = [gates.worst_check(key, rule) for rule in zip(*found, strict=True)]
+        if not (small := small_slices(self.judged.report, key)):
+            return worst
+        why = f"{'; '.join(small)}, and at least {SMALLEST} are needed."
+        if self.settings.on_missing_slice is None:
+            self.notes.append(f"'{key}' leaves out slices that are too small: {why}")
+            return worst
+        return [*worst, *self._not_judged(key, gate, why, self.settings.on_missing_slice)]
 
     def _missing_slice(self, key: str, gate: GateSpec) -> list[Check]:
         why, policy = missing_slice(self.judged.report, key), self.settings.on_missing_slice
         if policy is None:
             hint = "Correct the address, or write on_missing_slice: fail, warn or pass in the gate file."
             raise SveError(f"'{key}' cannot be judged: {why}", hint)
+        return self._not_judged(key, gate, why, policy)
+
+    @staticmethod
+    def _not_judged(key: str, gate: GateSpec, why: str, policy: Policy) -> list[Check]:
+        """One check of each rule, whose outcome is the policy."""
         name = metric_name(key.rpartition(".")[2])
         sentence = f"{name} was not judged: {why} The policy is on_missing_slice: {policy}."
         asked: dict[Rule, bool] = {"limit": gate.limit is not None, "worsening": gate.compares}
@@ -208,14 +222,19 @@ class _Court:
         return self._views[prefix]
 
     @cached_property
-    def slice_ids(self) -> dict[str, set[str]]:
-        """Address of a slice -> its samples."""
-        return slice_samples(self._view("", self.judged.test), self.judged.test)
+    def slice_rows(self) -> dict[str, np.ndarray]:
+        """Address of a slice -> its rows of the test predictions."""
+        return slice_rows(self._view("", self.judged.test), self.judged.test)
+
+    def _slice_ids(self, prefix: str) -> set[str]:
+        """The samples of a slice, as a baseline knows them."""
+        return {self.judged.test.ids_N[i] for i in self.slice_rows.get(prefix, ())}
 
     def _side(self, prefix: str) -> Predictions | None:
         """The judged predictions that the addresses below `prefix` are about."""
         if is_slice(f"{prefix}."):
-            return with_ids(self.judged.test, self.slice_ids.get(prefix, set()))
+            rows = self.slice_rows.get(prefix)
+            return None if rows is None else self.judged.test.subset(rows)
         return self._variant(self.judged.test, self.judged.temperature, prefix)
 
     @staticmethod
@@ -257,14 +276,18 @@ class _Court:
             return {}
         if reference.test is not None:
             # A slice is the same samples on both sides, whatever columns the baseline has.
-            ids = self.slice_ids.get(prefix, set())
-            other = with_ids(reference.test, ids) if part else self._variant(reference.test, reference.temperature, prefix)
+            other = (
+                with_ids(reference.test, self._slice_ids(prefix))
+                if part
+                else self._variant(reference.test, reference.temperature, prefix)
+            )
             return {} if other is None else self._from_predictions(other, test, names, prefix)
         samples = reference.samples
         if samples is None or not (part or prefix == ""):
             return {}
         if part:
-            rows = [i for i, sample in enumerate(samples.ids_N) if sample in self.slice_ids.get(prefix, set())]
+            ids = self._slice_ids(prefix)
+            rows = [i for i, sample in enumerate(samples.ids_N) if sample in ids]
             samples = samples.take(np.array(rows, dtype=np.int64))
         return self._from_samples(reference, samples, test, names, prefix)
 

@@ -76,8 +76,11 @@ def open_reference(path: Path, prob_columns: Sequence[str] = (), judged: Path | 
         return _open_json(path) if path.is_file() else None
     if path.is_dir():
         system = open_system(path, judged)
-        values = _run_values(path, judged)
-        return Reference(system.name, test=system.test, values=values, temperature=system.temperature, aggregate=system.aggregate)
+        report = _run_report(path, judged)
+        return Reference(
+            system.name, test=system.test, values=report.addresses(), confidence=_confidence(report),
+            temperature=system.temperature, aggregate=system.aggregate,
+        )  # fmt: skip
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         return None
@@ -85,9 +88,14 @@ def open_reference(path: Path, prob_columns: Sequence[str] = (), judged: Path | 
     return Reference(stem.name, test=test, notes=notes)
 
 
-def _run_values(path: Path, judged: Path | None) -> Mapping[str, MetricValue]:
+def _run_report(path: Path, judged: Path | None) -> Report:
     newest = other_evaluation(RunDir.open(path).evaluations(), judged)
-    return Report.load(newest / "report.json").addresses()
+    return Report.load(newest / "report.json")
+
+
+def _confidence(report: Report) -> float:
+    """The level of a report's intervals; older reports do not say it."""
+    return float(report.provenance.get("confidence", REPORT_CONFIDENCE))
 
 
 def _open_json(path: Path) -> Reference:
@@ -105,7 +113,7 @@ def _open_json(path: Path) -> Reference:
             "The baseline is a report alone, without samples: intervals are unpaired and wider. "
             "A paired comparison needs a baseline file (sve gate baseline) or predictions."
         )
-        return Reference(path.name, values=report.addresses(), notes=[note])
+        return Reference(path.name, values=report.addresses(), confidence=_confidence(report), notes=[note])
     raise SveError(f"'{path}' is neither a baseline file nor a report.", "Make one with: sve gate baseline")
 
 
@@ -118,7 +126,7 @@ def judge_predictions(
         SveError: it cannot be read or scored.
     """
     test, notes = open_predictions(path, prob_columns)
-    others = [open_predictions(other)[0] for other in ood]
+    others = [open_predictions(other, () if other.suffix == ".npz" else prob_columns)[0] for other in ood]
     report = build_report(f"Predictions {path.stem}", test, others, spec, Posthoc(), None, seed, notes)
     report = replace(report, warnings=[*report.warnings, *notes])
     return Judged(path.stem, test, report, spec.aggregate, spec.bins, spec.confidence, None, notes)

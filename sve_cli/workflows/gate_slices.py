@@ -19,13 +19,13 @@ def is_slice(key: str) -> bool:
     return key.startswith(PREFIX)
 
 
-def slice_samples(view: Aggregated, test: Predictions) -> dict[str, set[str]]:
-    """Address of each slice of the labelled samples, without a metric -> their ids."""
+def slice_rows(view: Aggregated, test: Predictions) -> dict[str, np.ndarray]:
+    """Address of each slice of the labelled samples, without a metric -> their rows. Ids may repeat, rows do not."""
     labelled = np.flatnonzero(view.labels_N >= 0)
-    found: dict[str, set[str]] = {}
+    found: dict[str, np.ndarray] = {}
     for g in groupings(view, test.columns, test.classes):
         for k, value in enumerate(g.values):
-            found[f"{PREFIX}{g.column}.{value}"] = {test.ids_N[i] for i in labelled[g.group_N == k]}
+            found[f"{PREFIX}{g.column}.{value}"] = labelled[g.group_N == k]
     return found
 
 
@@ -43,6 +43,13 @@ def worst_addresses(report: Report, key: str) -> list[str]:
         return []
     parts = [part for part in report.slices if name in part.metrics and column in ("", part.column)]
     return [f"{PREFIX}{part.column}.{part.value}.{name}" for part in parts]
+
+
+def small_slices(report: Report, key: str) -> list[str]:
+    """The slices below `slice.worst.<metric>` or `slice.worst.<column>.<metric>` that are too small to have metrics, in words."""
+    column = key.rpartition(".")[0].removeprefix(WORST).removeprefix(".")
+    parts = [part for part in report.slices if not part.metrics and column in ("", part.column)]
+    return [f"{part.column}.{part.value} has {part.n:,} samples" for part in parts]
 
 
 def missing_slice(report: Report, key: str) -> str:

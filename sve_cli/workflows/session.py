@@ -19,8 +19,8 @@ from torch import Tensor
 
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
-from sve_cli.data.load import limited, load_data, load_samples
-from sve_cli.data.sources import split_name
+from sve_cli.data.load import ROLES, limited, load_data, load_samples
+from sve_cli.data.sources import local_state, split_name
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
@@ -180,10 +180,11 @@ class Session:
     def predict(self, ensemble: Ensemble, name: str, model_digest: str, keep_features: bool = False) -> Predictions:
         """Predictions of every member on a split or set, with progress; with their features (M, N, F) if asked for."""
         samples, encoded = self.split(name)
-        where = samples.dataset if name not in ("validation", "test", "train") else name
+        where = samples.dataset if name not in ROLES else name
         logits_MNC, features_MNF = self.outputs(ensemble, encoded, f"Predicting {where}", keep_features)
         found = as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
-        return replace(found, features_MNF=features_MNF)
+        state = "" if name in ROLES else local_state(name)
+        return replace(found, features_MNF=features_MNF, source_state=state)
 
     def training_features(self, ensemble: Ensemble, model_digest: str) -> TrainingFeatures:
         """Features of every member on a draw of the training split, keyed by the recipe's seed and bounded in size."""

@@ -6,6 +6,8 @@ import hashlib
 import re
 from pathlib import Path
 
+from sve_cli.data.load import ROLES
+from sve_cli.data.sources import local_state
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, read_json
@@ -18,15 +20,19 @@ def saved_predictions(
 ) -> Predictions | None:
     """Predictions on a split or set from an earlier evaluation of the run, made by the trained state with this digest.
 
+    Those of a local set whose files were changed since are not taken.
+
     Args:
         features: only those that kept features.
         batch_size: only those made in batches of this size.
     """
+    state = "" if name in ROLES else local_state(name)
     for folder in run.evaluations():
         stem = folder / "predictions" / slug(name)
         if stem.with_name(stem.name + ".safetensors").is_file() and (batch_size is None or batch_size == _batch_size(run, folder)):
             found = Predictions.load(stem)
-            if found.model_digest == model_digest and not (features and found.features_MNF is None):
+            same = found.model_digest == model_digest and (not state or found.source_state == state)
+            if same and not (features and found.features_MNF is None):
                 return found
     return None
 

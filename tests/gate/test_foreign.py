@@ -81,3 +81,49 @@ def test_pickles_and_missing_columns_are_refused(tmp_path: Path) -> None:
         read_foreign(tmp_path / "a.csv", ["u", "w"])
     with pytest.raises(SveError, match="no single column"):
         read_foreign(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("header", "labels", "expected"),
+    [
+        ("1,0", ["0", "1", "0"], [1, 0, 1]),  # names, though each is a number of a class too
+        ("3,8", ["8", "3", ""], [1, 0, -1]),
+        ("true,false", ["true", "false", "true"], [0, 1, 0]),
+        ("cat,dog", ["1", "0", "-1"], [1, 0, -1]),
+        ("cat,dog", ["dog", "1.0", "NA"], [1, 1, -1]),
+        ("-1,1", ["-1", "1", "-1"], [0, 1, 0]),
+    ],
+)
+def test_labels_are_names_where_they_can_be(tmp_path: Path, header: str, labels: list[str], expected: list[int]) -> None:
+    rows = [f"0.3,0.7,{label}" for label in labels]
+    (tmp_path / "a.csv").write_text(f"{header},label\n" + "\n".join(rows) + "\n")
+    assert open_predictions(tmp_path / "a.csv", header.split(","))[0].labels_N.tolist() == expected
+
+
+def test_numbers_are_numbers_of_classes_where_they_can_be(tmp_path: Path) -> None:
+    for classes, labels, expected in (
+        (["1", "0"], np.array([0, 1]), [0, 1]), (["3", "8"], np.array([3, 8]), [0, 1]),
+        (["a", "b"], np.array([False, True]), [0, 1]), (["True", "False"], np.array([False, True]), [1, 0]), (["a", "b"], np.array([-1.0, 1.0]), [-1, 1]),
+    ):  # fmt: skip
+        np.savez(tmp_path / "a.npz", probs=[[0.3, 0.7]] * 2, labels=labels, classes=classes)
+        assert open_predictions(tmp_path / "a.npz")[0].labels_N.tolist() == expected, (classes, labels)
+    for wrong in ("\N{SUPERSCRIPT TWO}", "--1", "2", "1.5"):
+        (tmp_path / "b.csv").write_text(f"cat,dog,label\n0.3,0.7,{wrong}\n", encoding="utf-8")
+        with pytest.raises(SveError, match="which is none of its 2 classes"):
+            open_predictions(tmp_path / "b.csv", ["cat", "dog"])
+
+
+def test_log_probabilities_below_the_smallest_float_count_as_they_are(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", log_probs=[[-200.0, 0.0], [np.log(0.25), np.log(0.75)]], labels=[0, 1])
+    found = aggregate(open_predictions(tmp_path / "a.npz")[0])
+    np.testing.assert_allclose(-found.log_label_N, [200.0, -np.log(0.75)], rtol=1e-6)
+
+
+def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "a.npz", probs=np.full((500, 4), 0.25), labels=[0] * 500)
+    raw = bytearray((tmp_path / "a.npz").read_bytes())
+    start = raw.index(b"probs.npy") + len(b"probs.npy") + 30
+    raw[start : start + 20] = bytes(255 - b for b in raw[start : start + 20])
+    (tmp_path / "a.npz").write_bytes(bytes(raw))
+    with pytest.raises(SveError, match="Cannot read"):
+        open_predictions(tmp_path / "a.npz")

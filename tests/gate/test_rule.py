@@ -9,12 +9,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sve_cli.errors import SveError
 from sve_cli.gate import (
     Against,
     Alone,
     GateSettings,
     GateSpec,
     Level,
+    changed_samples,
     judge_condition,
     judge_limit,
     judge_worsening,
@@ -52,6 +54,31 @@ def test_few_changed_samples_and_rounding_are_no_evidence() -> None:
     flips = [judge_worsening("accuracy", "higher", GateSpec(slack=0.0), flipped(k), LEVEL).outcome for k in (1, 4, 8, 12)]
     assert flips == ["pass", "pass", "fail", "fail"]
     assert judge_worsening("accuracy", "higher", GateSpec(slack=0.0), flipped(1), LEVEL).low == -math.inf
+
+
+def test_what_changed_is_what_the_metric_reads() -> None:
+    """The same decisions and confidences, another probability of the label: metrics of the top class cannot see it, others must."""
+    labels_N = np.arange(40) % 3
+    probs_NC = np.full((40, 3), 0.1)
+    probs_NC[:, 0] = 0.6
+    probs_NC[:, 1:] = [0.3, 0.1]
+    other_NC = probs_NC[:, [0, 2, 1]]
+    one, two = (samples_of(aggregate(Predictions(np.log(p)[None].astype(np.float32), labels_N, [str(i) for i in range(40)],
+                                                 list("abc"))), [str(i) for i in range(40)], list("abc"))
+                for p in (probs_NC, other_NC))  # fmt: skip
+    assert [changed_samples(one, two, key) for key in ("accuracy", "ece_top1_w15", "aurc")] == [0, 0, 0]
+    wrong = int((labels_N != 0).sum())
+    assert [changed_samples(one, two, key) for key in ("nll", "brier", "ece_class_w15", "macro_f1")] == [wrong] * 4
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_what_is_not_finite_is_never_passed(bad: float) -> None:
+    with pytest.raises(SveError, match="'nll' cannot be judged"):
+        judge_worsening("nll", "lower", GateSpec(slack=0.1), seen(0.4, bad), LEVEL)
+    with pytest.raises(SveError, match="'nll' cannot be judged"):
+        judge_limit("nll", "lower", GateSpec(limit=0.1), Alone(bad, 0.1, 0.0, bad, bad, 9), LEVEL)
+    with pytest.raises(SveError, match="'nll' cannot be judged"):
+        judge_condition(parse_condition("nll > 0.1"), bad, "lower", 9)
 
 
 def flipped(k: int) -> Against:

@@ -154,3 +154,13 @@ def test_addresses_and_files(tmp_path: Path) -> None:
         raw.pop(key)
     path.write_text(json.dumps(raw))
     assert Report.load(path).slices == [], "older reports have none"
+
+
+def test_every_group_has_an_address_of_its_own() -> None:
+    found = grouping("ts", [str(1_700_000_000 + i) for i in range(800)])
+    assert found is not None and len(set(found.values)) == 4
+    assert found.values[0] == "1700000000-1700000199" and np.bincount(found.group_N).tolist() == [200] * 4
+    both = grouping("city", ["", "(none)", "Oslo", ""])
+    assert both is not None and both.values == ["(none)", "Oslo"] and both.group_N.tolist() == [0, 0, 1, 0]
+    short = grouping("x", [str(i / 7) for i in range(40)])
+    assert short is not None and short.values[0] == "0-1.28571"

@@ -59,6 +59,13 @@ def test_every_score_is_tested() -> None:
     assert {*HAND, "mahalanobis", "knn"} == set(OOD_SCORES)
 
 
+def test_members_that_agree_tie_exactly() -> None:
+    logits_NC = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
+    same = Predictions(np.stack([logits_NC] * 5), np.zeros(50, np.int64), [str(i) for i in range(50)], list("abcdefg"))
+    for name in ("energy_of_mean", "mutual_information"):
+        assert OOD_SCORES.resolve(name)().score(same).tolist() == [0.0] * 50, name
+
+
 def test_members_that_vote_apart() -> None:
     """Votes a, a, b and a, b, c; the mean logit's maximum is not the mean of the maxima."""
     logits = np.zeros((3, 2, 3))

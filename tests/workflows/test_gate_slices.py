@@ -116,3 +116,24 @@ def test_what_is_refused(gate: Callable[..., list[dict[str, Any]]], sve: Any, fi
     ):
         sve("evaluate", "--predictions", files["new"], "--bootstrap", 0, "--fail-if", text, code=2)
         assert saying in sve.err
+
+
+@pytest.mark.parametrize(("policy", "code"), [(None, 0), ("pass", 0), ("warn", 0), ("fail", 3)])
+def test_the_worst_slice_says_which_are_too_small(
+    gate: Callable[..., list[dict[str, Any]]], sve: Any, policy: str | None, code: int
+) -> None:
+    rule = f"on_missing_slice: {policy}\n" if policy else ""
+    checks = gate(f"{rule}gates: {{slice.worst.city.nll: {{limit: 2}}}}", code=code)
+    assert checks[0]["outcome"] == "pass" and "The worst of 3 slices" in checks[0]["sentence"]
+    assert [check["outcome"] for check in checks[1:]] == ([policy] if policy else [])
+    said = checks[1]["sentence"] if policy else sve.out + sve.err
+    assert "city.Oslo has 10 samples, and at least 30 are needed." in said
+
+
+def test_ids_that_repeat_do_not_move_samples_between_slices(sve: Any, tmp_path: Path) -> None:
+    rows = [f'{i % 100},{int(i >= 100 or i % 2)},"0.2 0.8",{"AB"[i >= 100]}' for i in range(200)]  # A is right on every second
+    (tmp_path / "p.csv").write_text("id,label,probs,half\n" + "\n".join(rows) + "\n")
+    (tmp_path / "g.yaml").write_text("gates: {slice.half.A.accuracy: {limit: 0.7}}")
+    out = sve("evaluate", "--predictions", tmp_path / "p.csv", "--bootstrap", 40, "--gate", "g.yaml", "--json", code=3)
+    [check] = json.loads(out)["gate"]["checks"]
+    assert check["value"] == 0.5 and check["n"] == 100

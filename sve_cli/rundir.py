@@ -24,6 +24,7 @@ from sve_cli.errors import SveError
 
 COMPLETE = "COMPLETE"
 LOCK = ".lock"  # stays, so that all processes lock the same file
+EVALUATING = ".evaluating.lock"  # of a run's evaluations
 
 
 def runs_root(out: Path | None = None) -> Path:

@@ -43,6 +43,7 @@ class Backbone(ABC):
     library: str
     modality: str
     loads_with: str  # the public call that opens an exported folder
+    head_has_bias = True  # False: the library's own classifier has none to put one in
 
     def __init__(self, network: nn.Module, spec: ModelSpec, feature_dim: int, head: Head | None) -> None:
         self.network = network.eval()

@@ -108,6 +108,8 @@ def unsupported_reason(module: nn.Module) -> str | None:
     """Why a layer with a weight matrix cannot be a target; None when it can (or is no matrix at all)."""
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "a depthwise convolution" if module.groups == module.in_channels else "a grouped convolution"
+    if isinstance(module, nn.Conv2d) and type(module).forward is not nn.Conv2d.forward and not _is_same_conv(module):
+        return f"a {type(module).__name__}, which computes something else than a plain convolution"
     if isinstance(module, (nn.Conv1d, nn.Conv3d, nn.ConvTranspose2d, nn.Bilinear)):
         return f"a {type(module).__name__}"
     if isinstance(module, nn.Linear) and not module.weight.is_floating_point():

@@ -243,6 +243,7 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     own = None if fresh_head else Head(linear.weight.detach().clone(), _bias(linear), class_names(config.id2label))
     replace_module(network, head_name, nn.Identity())
     opened = SequenceClassifier(network, spec, own, tokenizer, head_name)
+    opened.head_has_bias = linear.bias is not None
     opened.absent = frozenset(missing)
     return opened
 

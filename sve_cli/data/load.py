@@ -14,7 +14,7 @@ import numpy as np
 
 from sve_cli.data.columns import option_keys, read_ids, read_inputs, read_slices, read_soft_labels
 from sve_cli.data.labels import choice_labels, chosen_classes, coded_labels, mapped_labels, strangers
-from sve_cli.data.sources import Source, open_source, split_name
+from sve_cli.data.sources import Source, open_source, place_of, split_name
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.predictions import UNKNOWN_LABEL
@@ -167,13 +167,22 @@ def _stratified(labels_N: np.ndarray, count: int, seed: int, purpose: str) -> np
 
 def _check_splits(spec: DataSpec, source: Source) -> None:
     named = [s for s in (spec.splits.train, spec.splits.validation, spec.splits.test) if s is not None]
-    used = [s.removeprefix(f"{spec.name}:") for s in named]  # 'train' and 'set:train' are the same rows
-    twice = next((s for s in used if used.count(s) > 1), None)
+    places = [_place(split, spec, source) for split in named]
+    twice = next((split for split, place in zip(named, places, strict=True) if places.count(place) > 1), None)
     if twice is not None:
         raise DataError(
             f"data.splits uses '{twice}' twice: what is trained or tuned on cannot judge the result.",
             f"Set data.splits.validation: null to hold out part of train. '{source.name}' has {', '.join(source.splits)}.",
         )
+
+
+def _place(split: str, spec: DataSpec, source: Source) -> tuple[str, str | None]:
+    """Where a split's rows lie, the same however it is written: 'train' and 'set:train', './a.csv' and '/here/a.csv'."""
+    own = place_of(spec.name)[0]
+    bare = split.removeprefix(f"{spec.name}:")
+    if bare in source.splits:
+        return own, None if source.unsplit else bare
+    return place_of(bare)
 
 
 def _holds_out(spec: DataSpec, source: Source) -> bool:

@@ -52,6 +52,13 @@ def split_name(name: str) -> tuple[str, str | None]:
     return dataset, split
 
 
+def place_of(name: str) -> tuple[str, str | None]:
+    """'set:split' as `split_name` gives it, a path that exists as the one absolute path of its file or folder."""
+    dataset, split = split_name(name)
+    path = Path(dataset).expanduser()
+    return (str(path.resolve()) if path.exists() else dataset), split
+
+
 def local_state(name: str) -> str:
     """A digest of where the files of a local data set lie, of their sizes and times; '' where the name is no path that exists.
 

@@ -91,7 +91,7 @@ class Task(ABC):
         heads = []
         for m in range(n_members):
             weight_CF = self.spec.head_init_std * torch.randn(shape, generator=keyed_generator(seed, "head", m))
-            heads.append(Head(weight_CF, torch.zeros(shape[0]), self.classes))
+            heads.append(Head(weight_CF, torch.zeros(shape[0]) if self.backbone.head_has_bias else None, self.classes))
         return MemberHeads(heads)
 
     def _usable_head(self) -> Head | None:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sve_cli import __version__, training
 from sve_cli.backbone import Inputs
+from sve_cli.data.load import ROLES
 from sve_cli.ensemble import Ensemble, keyed_generator
 from sve_cli.errors import CheckpointError, DataError, SveError
 from sve_cli.export import Options
@@ -39,7 +40,7 @@ from sve_cli.statistics import seeded
 from sve_cli.tasks.common import Encoded
 from sve_cli.training.distillation import SMOOTHING, Distillation, Teacher, best_line, best_temperature, divergence
 from sve_cli.workflows.distil_scores import Calibrated, compare_systems, open_single
-from sve_cli.workflows.session import Session
+from sve_cli.workflows.session import Session, own_data
 from sve_cli.workflows.stored import run_aggregate, saved_predictions, stored_posthoc
 from sve_cli.workflows.train import LoopLog, read_checkpoint
 
@@ -123,8 +124,7 @@ def check_unlabelled(session: Session, names: Sequence[str]) -> list[str]:
     Raises:
         SveError: a split of the run's own data.
     """
-    own = [name for name in names if name in ("train", "validation", "test")]
-    if own:
+    if own := [name for name in names if name in ROLES or own_data(session.recipe, [name])]:
         raise SveError(f"--unlabelled {own[0]} names a split of the run's own data.", "Name another set, or a file.")
     notes = [
         f"'{name}' was learnt from, so that the AUROC on it says little about inputs that were not."

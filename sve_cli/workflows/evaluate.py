@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sve_cli.data.sources import local_state
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
@@ -29,14 +26,14 @@ from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
 from sve_cli.registry import RENDERERS
 from sve_cli.report import Report
-from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json, seal, write_text
+from sve_cli.rundir import EVALUATING, RunDir, check_seal, file_digest, only_process, read_json, seal, write_text
 from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
 from sve_cli.statistics import one_blas_thread
 from sve_cli.tasks.common import tensor_to
 from sve_cli.workflows.fitting import fit_posthoc, with_weights
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.spectrum import run_spectrum
-from sve_cli.workflows.stored import saved_predictions, slug
+from sve_cli.workflows.stored import evaluation_key, finished, saved_predictions, slug
 
 VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
@@ -66,13 +63,13 @@ def evaluate(
     spec = replace(recipe.evaluate, **(changes or {}))
     names = list(dict.fromkeys([*recipe.data.ood, *(ood or []), *(groups or {})]))
     sets = {name: (groups or {}).get(name) or recipe.data.ood_group(name) for name in names}
-    existing = _finished(run, spec, sets)
+    existing = finished(run, spec, sets)
     if existing is not None:
         return existing, Report.load(existing / "report.json")
     lazy = _Lazy(run, replace(recipe, evaluate=spec), log)
     lazy.check_ood(names, _with_features(spec))
     report = _evaluate(run, recipe, spec, sets, lazy, log, command, None)
-    path = _finished(run, spec, sets)
+    path = finished(run, spec, sets)
     assert path is not None
     return path, report
 
@@ -123,7 +120,16 @@ def evaluate_predictions(path: Path, spec: EvaluateSpec, ood: Sequence[Path] = (
 def _evaluate(
     run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, log: Log, command: str, gap: float | None
 ) -> Report:
-    """`ood`: the sets with their groups."""
+    """`ood`: the sets with their groups. A second process is refused: it would remove this one's files."""
+    with only_process(run.path / EVALUATING, f"Another process is evaluating '{run.path}'."):
+        if (done := finished(run, spec, ood)) is not None:  # meanwhile
+            return Report.load(done / "report.json")
+        return _evaluated(run, recipe, spec, ood, lazy, log, command, gap)
+
+
+def _evaluated(
+    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, log: Log, command: str, gap: float | None
+) -> Report:
     folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
     if folder.exists():  # left by a killed evaluation: it has no COMPLETE
         shutil.rmtree(folder)
@@ -305,22 +311,6 @@ class _Lazy:
 
     def _saved(self, name: str, features: bool = False) -> Predictions | None:
         return saved_predictions(self.run, name, self.digest, features, self.recipe.evaluate.batch_size)
-
-
-def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
-    """The folder name of an evaluation: what it depends on, hashed."""
-    now = {name if not (state := local_state(name)) else f"{name}@{state}": group for name, group in ood.items()}
-    sets = now if any(ood.values()) else list(now)
-    content = json.dumps([asdict(spec), sets, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def _finished(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> Path | None:
-    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
-    if not (folder / COMPLETE).is_file():
-        return None
-    check_seal(folder)
-    return folder
 
 
 def path_gap(session: Session, ensemble: Ensemble) -> float:

@@ -5,14 +5,12 @@ Shapes: M members, N inputs, C classes.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 
 from sve_cli.backbone import Backbone, load_backbone
 from sve_cli.certified import NEEDED
@@ -36,7 +34,7 @@ from sve_cli.statistics import log_option_counts
 from sve_cli.tasks.common import Encoded, Task, tensor_to
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
 from sve_cli.workflows.serving_inputs import to_samples
-from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_recipe
+from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_classes, run_recipe
 from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
 if TYPE_CHECKING:
@@ -184,13 +182,18 @@ class LoadedEnsemble:
 
 
 def load(
-    path: str | Path, base: str | Path | None = None, device: str | torch.device | None = None, log: Log | None = None
+    path: str | Path,
+    base: str | Path | None = None,
+    device: str | torch.device | None = None,
+    log: Log | None = None,
+    trust_remote_code: bool = False,
 ) -> LoadedEnsemble | LoadedDistilled:
     """Open a finished run's folder, an adapter's or a distilled network's folder, or an adapter on the hub by its id.
 
     Args:
         base: adapters: the checkpoint they belong to, by path or hub id; None: the one the adapter names.
         device: where to compute; None: the GPU if there is one.
+        trust_remote_code: adapters: let the checkpoint that the adapter names run code of its own, if the adapter asks for it.
 
     Raises:
         SveError: nothing there that can be opened.
@@ -209,7 +212,7 @@ def load(
         return open_distilled(folder, log, where)
     if not (folder / CONFIG).is_file():
         raise _nothing_to_load(folder)
-    return open_adapter(folder, log, where, base)
+    return open_adapter(folder, log, where, base, trust_remote_code)
 
 
 def _nothing_to_load(folder: Path) -> SveError:
@@ -250,7 +253,7 @@ def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: st
     """
     check_seal(run.path)
     recipe = _with_base(run_recipe(run), base)
-    classes = _classes(run)
+    classes = run_classes(run)
     evaluation = next(iter(run.evaluations()), None)
     if evaluation is None:
         raise SveError(f"The run '{run.path}' has no finished evaluation.", f"Make one with: sve evaluate {run.path}")
@@ -264,14 +267,22 @@ def open_run(run: RunDir, log: Log, device: torch.device | None = None, base: st
     return LoadedEnsemble(session, session.load_run(run), posthoc, how, training, digest, again)
 
 
-def open_adapter(folder: Path, log: Log, device: torch.device | None = None, base: str | Path | None = None) -> LoadedEnsemble:
-    """An adapter on top of its checkpoint.
+def open_adapter(
+    folder: Path,
+    log: Log,
+    device: torch.device | None = None,
+    base: str | Path | None = None,
+    trust_remote_code: bool = False,
+) -> LoadedEnsemble:
+    """An adapter on top of its checkpoint. What it says of remote code is a stranger's word: only the caller can allow that.
 
     Raises:
         CheckpointError: damaged, incomplete, of another checkpoint, or rebuilt otherwise than it was trained.
     """
     document, tensors = read_adapter(folder)
     recipe = _with_base(load_recipe_text(document["recipe"], str(folder / CONFIG)), base)
+    trusted = recipe.model.trust_remote_code and trust_remote_code
+    recipe = replace(recipe, model=replace(recipe.model, trust_remote_code=trusted))
     name = recipe.model.name
     try:
         backbone = load_backbone(recipe.model, recipe.task.name)
@@ -317,20 +328,6 @@ def _session(recipe: Recipe, classes: list[str], backbone: Backbone, log: Log, d
     if device is not None:
         session.device = device
     return session
-
-
-def _classes(run: RunDir) -> list[str]:
-    """The classes that a run's trained state was made for."""
-    path = run.path / "ensemble.safetensors"
-    try:
-        with safe_open(path, framework="numpy") as file:
-            meta = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
-    classes = json.loads(meta.get("meta", "{}")).get("classes")
-    if not classes:
-        raise CheckpointError(f"The trained state '{path}' does not name its classes.", "Train again.")
-    return [str(name) for name in classes]
 
 
 def in_nats(view: Aggregated) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 from collections.abc import Callable, Iterator, Sequence
@@ -13,14 +14,14 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
 from sve_cli.data.load import ROLES, limited, load_data, load_samples
-from sve_cli.data.sources import local_state, split_name
+from sve_cli.data.sources import local_state, place_of
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
@@ -165,12 +166,20 @@ class Session:
         """The trained ensemble of a run.
 
         Raises:
-            CheckpointError: the trained state is missing or damaged, or the checkpoint is not the one it was trained on.
+            CheckpointError: the trained state is missing or damaged, or the checkpoint or the classes of the data are not those
+                it was trained on.
         """
         if self.digest() != read_json(run.path / "recipe.lock.json")["checkpoint"]:
             raise CheckpointError(
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
+            )
+        if (trained := run_classes(run)) != [str(name) for name in self.task.classes]:
+            new = [name for name in self.task.classes if name not in trained]
+            what = f"'{new[0]}' is new" if new else "their order or number is another"
+            raise CheckpointError(
+                f"The classes of '{self.recipe.data.name}' are not those that '{run.path}' was trained on: {what}.",
+                "Put the data back as they were, or train again.",
             )
         state = trained_state(run)
         ensemble = self.build(log_store=False)
@@ -248,10 +257,23 @@ def open_session(
 
 def ood_warnings(recipe: Recipe, names: Sequence[str]) -> list[str]:
     """One sentence for each set that is the run's own data."""
-    splits = recipe.data.splits
-    own = {splits.train, splits.validation, splits.test, None}
-    found = [n for n in names if n in own or ((parts := split_name(n))[0] == recipe.data.name and parts[1] in own)]
+    found = own_data(recipe, names)
     return [f"'{name}' is the data this run was trained or tested on, not an out-of-distribution set." for name in found]
+
+
+def own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
+    """Those of the sets that are the run's own splits, however they are written."""
+    data, splits = recipe.data.name, recipe.data.splits
+    own = [split for split in (splits.train, splits.validation, splits.test) if split is not None]
+    whole = place_of(data)[0]
+    places = {place_of(split) for split in own} | {(whole, split) for split in own} | {(whole, None)}
+
+    def is_own(name: str) -> bool:
+        where, split = place_of(name)
+        inside = Path(where).parent == Path(whole) and Path(where).stem in own  # the file behind a split of a folder
+        return name in own or (where, split) in places or inside
+
+    return [name for name in names if is_own(name)]
 
 
 def run_recipe(run: RunDir) -> Recipe:
@@ -276,6 +298,24 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def run_classes(run: RunDir) -> list[str]:
+    """The classes that a run's trained state was made for.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    path = run.path / "ensemble.safetensors"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            meta = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"Cannot read the trained state '{path}' ({error}).", "Train again.") from error
+    classes = json.loads(meta.get("meta", "{}")).get("classes")
+    if not classes:
+        raise CheckpointError(f"The trained state '{path}' does not name its classes.", "Train again.")
+    return [str(name) for name in classes]
 
 
 def trained_state(run: RunDir) -> dict[str, Tensor]:

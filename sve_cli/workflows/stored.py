@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from dataclasses import asdict
 from pathlib import Path
 
 from sve_cli.data.load import ROLES
 from sve_cli.data.sources import local_state
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
-from sve_cli.rundir import RunDir, read_json
+from sve_cli.recipe import EvaluateSpec
+from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json
 from sve_cli.statistics import without_weights
 from sve_cli.workflows.session import run_recipe
 
@@ -35,6 +38,23 @@ def saved_predictions(
             if same and not (features and found.features_MNF is None):
                 return found
     return None
+
+
+def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
+    """The folder name of an evaluation: what it depends on, hashed."""
+    now = {name if not (state := local_state(name)) else f"{name}@{state}": group for name, group in ood.items()}
+    sets = now if any(ood.values()) else list(now)
+    content = json.dumps([asdict(spec), sets, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def finished(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> Path | None:
+    """The finished evaluation with these settings, if there is one."""
+    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
+    if not (folder / COMPLETE).is_file():
+        return None
+    check_seal(folder)
+    return folder
 
 
 def stored_posthoc(evaluation: Path) -> Posthoc:

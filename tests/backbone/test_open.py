@@ -15,7 +15,8 @@ from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, Rober
 
 from sve_cli.backbone import Head, load_backbone, locate, looks_random
 from sve_cli.errors import CheckpointError
-from sve_cli.recipe.spec import MethodSpec, ModelSpec
+from sve_cli.recipe.spec import MethodSpec, ModelSpec, TaskSpec
+from sve_cli.registry import TASKS
 from sve_cli.tasks.common import match_head
 
 
@@ -209,3 +210,17 @@ def test_a_vision_transformer_can_be_pooled_by_mean(lab: Any, tmp_path: Path) ->
     head = Head(torch.randn(3, backbone.feature_dim), torch.zeros(3), ["a", "b", "c"])
     backbone.save(backbone.with_head(backbone.fresh(share=False), head), tmp_path / "out", ["a", "b", "c"])
     assert torch.allclose(backbone.reload(tmp_path / "out")(pixels), mean_BF @ head.weight_CF.T, atol=1e-5)
+
+
+@pytest.mark.parametrize(("network", "biased"), [("llama", False), ("bert", True)])
+def test_new_heads_have_a_bias_where_the_classifier_has_one(lab: Any, network: str, biased: bool, tmp_path: Path) -> None:
+    backbone = load_backbone(lab.model(network), "text_classification")
+    task = TASKS.resolve("text_classification")(TaskSpec(name="text_classification", head="new"), ["a", "b", "c"], backbone)
+    heads = task.make_heads(2, seed=0)
+    assert (heads.bias_MC is not None) == biased
+    model = backbone.with_head(backbone.fresh(share=False), heads.head(1, ["a", "b", "c"]))
+    backbone.save(model, tmp_path / "out", ["a", "b", "c"])
+    again, inputs = backbone.reload(tmp_path / "out"), backbone.tokenizer(["one text"], return_tensors="pt")
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.logits(model, inputs), backbone.logits(again, inputs))
+    assert set(model.state_dict()) == set(again.state_dict())

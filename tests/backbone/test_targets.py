@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import block_of, select_targets
+from sve_cli.backbone.linears import unsupported_reason, view_of
 from sve_cli.ensemble import MemberContext, MemberLinear, swap_linears
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.methods.member_norms import swap_norms
@@ -150,3 +151,13 @@ def test_router_layers_choose_experts_and_are_no_target() -> None:
     found = select_targets(nn.ModuleDict({"layers": nn.ModuleList([block])}), MethodSpec(name="sve"))
     assert [v.name for v in found] == ["layers.0.gate_proj"]
     assert torch.equal(found[0].weight_OI, block["gate_proj"].weight)
+
+
+def test_a_convolution_that_is_more_than_one_is_no_target() -> None:
+    """timm's weight-standardised ones: another weight in a plain convolution would not be this layer."""
+    network = timm.create_model("resnetv2_50x1_bit", pretrained=False, num_classes=0)
+    own = network.get_submodule("stages.0.blocks.0.conv1")
+    assert isinstance(own, nn.Conv2d) and view_of("conv1", own) is None
+    assert "StdConv2d" in str(unsupported_reason(own))
+    plain = timm.create_model("resnet18", pretrained=False).get_submodule("layer1.0.conv1")
+    assert unsupported_reason(plain) is None and view_of("conv1", plain) is not None

@@ -259,6 +259,28 @@ def test_a_split_used_twice_is_refused(tmp_path: Path) -> None:
         load_data(DataSpec(splits(tmp_path), splits=SplitSpec(test="validation")), "text", seed=0)
 
 
+def test_one_file_under_two_names_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(splits(tmp_path))
+    monkeypatch.chdir(folder.parent)
+    test = f"./{folder.name}/test.csv"
+    with pytest.raises(DataError, match="twice"):
+        load_data(DataSpec(str(folder), splits=SplitSpec(validation=str(folder / "test.csv"), test=test)), "text", seed=0)
+    with pytest.raises(DataError, match="twice"):  # a file is one split, whatever it is called
+        alone = DataSpec(
+            str(folder / "train.csv"), splits=SplitSpec(train="train", validation=None, test=f"{folder.name}/train.csv")
+        )
+        load_data(alone, "text", seed=0)
+    other = DataSpec(str(folder), splits=SplitSpec(train="train", validation=None, test=test))
+    found = load_data(other, "text", seed=0)
+    assert found.train is not None and found.test is not None
+
+
+def test_columns_of_slices_are_asked_of_the_own_data_only(tmp_path: Path) -> None:
+    write(tmp_path / "own.csv", ROWS)
+    other = load_samples(str(tmp_path / "own.csv"), DataSpec("elsewhere", slices=["topic"]), "text")
+    assert len(other) == len(ROWS) and other.columns == {}
+
+
 def test_fingerprint_sees_labels_ids_and_inputs_but_not_the_format(tmp_path: Path) -> None:
     train, other = (
         load_samples(f"{splits(tmp_path / suffix[1:], suffix)}:train", DataSpec("x"), "text") for suffix in (".csv", ".parquet")

@@ -146,6 +146,29 @@ def test_damage_is_refused(bert: tuple[Any, Path], damage: Callable[[Path], Any]
         opened(case, folder)
 
 
+@pytest.mark.parametrize("allowed", [False, True])
+def test_remote_code_runs_only_where_the_caller_agrees(
+    bert: tuple[Any, Path], allowed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe in an adapter is a stranger's."""
+    case, folder = bert
+    read, seen = serving.read_adapter, []
+
+    def asking(place: Path) -> Any:
+        document, tensors = read(place)
+        return {**document, "recipe": document["recipe"].replace("trust_remote_code: false", "trust_remote_code: true")}, tensors
+
+    def refuse(spec: Any, task: str) -> None:
+        seen.append(spec.trust_remote_code)
+        raise CheckpointError("Enough.")
+
+    monkeypatch.setattr(serving, "read_adapter", asking)
+    monkeypatch.setattr(serving, "load_backbone", refuse)
+    with pytest.raises(CheckpointError, match="Enough"):
+        sve_cli.load(folder, base=case.source, **({"trust_remote_code": True} if allowed else {}))
+    assert seen == [allowed]
+
+
 def test_another_base_is_refused(bert: tuple[Any, Path], tmp_path: Path) -> None:
     case, folder = bert
     other = Path(shutil.copytree(case.source, tmp_path / "other"))

@@ -103,7 +103,8 @@ def test_labels_are_names_where_they_can_be(tmp_path: Path, header: str, labels:
 def test_numbers_are_numbers_of_classes_where_they_can_be(tmp_path: Path) -> None:
     for classes, labels, expected in (
         (["1", "0"], np.array([0, 1]), [0, 1]), (["3", "8"], np.array([3, 8]), [0, 1]),
-        (["a", "b"], np.array([False, True]), [0, 1]), (["True", "False"], np.array([False, True]), [1, 0]), (["a", "b"], np.array([-1.0, 1.0]), [-1, 1]),
+        (["a", "b"], np.array([False, True]), [0, 1]),
+        (["True", "False"], np.array([False, True]), [1, 0]), (["a", "b"], np.array([-1.0, 1.0]), [-1, 1]),
     ):  # fmt: skip
         np.savez(tmp_path / "a.npz", probs=[[0.3, 0.7]] * 2, labels=labels, classes=classes)
         assert open_predictions(tmp_path / "a.npz")[0].labels_N.tolist() == expected, (classes, labels)

@@ -79,9 +79,11 @@ def test_without_a_limit_nothing_changes(study: Study) -> None:
 def test_a_grid_has_at_most_seven_points(sve: Any) -> None:
     assert grid_factors("7") == (0.037037, 0.111111, 0.333333, 1.0, 3.0, 9.0, 27.0)
     for points in ("9", "1001", "4", "0", "-3"):
-        with pytest.raises(SveError, match=f"not {points}."):
+        with pytest.raises(SveError, match=f"not '{points}'"):
             grid_factors(points)
-    sve.check_refuses("bench", "quickstart", "--grid", "2001", saying="--grid must be 1 (no search), 3, 5, 7 or factors, not 2001.")
+    sve.check_refuses(
+        "bench", "quickstart", "--grid", "2001", saying="--grid must be 1 (no search), 3, 5, 7 or factors, not '2001'."
+    )
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,8 @@ def test_what_cannot_work_is_refused_before_the_training(sve: Any, run: Path, tm
     sve.check_refuses(*EXPORT, run, *elsewhere, "--single", tmp_path, saying="There is no run at")
     sve.check_refuses("export", run, "--to", "distilled", "--distil-epochs", "0", *elsewhere, saying="at least one")
     sve.check_refuses(*EXPORT, run, *elsewhere, "--distil-lr", "0", saying="learning rate is above 0")
-    sve.check_refuses(*EXPORT, run, *elsewhere, "--unlabelled", "test", saying="a split of the run's own data")
+    for own in ("test", "digits:test"):
+        sve.check_refuses(*EXPORT, run, *elsewhere, "--unlabelled", own, saying="a split of the run's own data")
     assert not (run / "distilled").exists() and not (tmp_path / "out").exists()
 
 

@@ -13,13 +13,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from sve_cli.data.digits import load_digits
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.vector import fit_vector
 from sve_cli.predictions import Predictions
+from sve_cli.recipe import load_recipe
 from sve_cli.recipe.spec import EvaluateSpec
+from sve_cli.rundir import EVALUATING, RunDir, only_process
 from sve_cli.workflows import evaluate as workflow
+from sve_cli.workflows import session
 
 TINY = [
     "quickstart", "train.epochs=1", "train.batch_size=16", "train.precision=float32", "evaluate.bootstrap=0", "method.members=2"
@@ -102,3 +106,53 @@ def test_a_predictions_file_is_scored_without_the_networks_libraries(tmp_path: P
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_second_evaluation_at_the_same_time_is_refused(sve: Any, run: Path) -> None:
+    with only_process(run / EVALUATING, "mine"):
+        before = sve.digests(run)
+        sve.check_refuses("evaluate", run, "--vector", saying=f"Another process is evaluating '{run}'")
+    assert sve.digests(run) == before
+    sve("evaluate", run, "--vector")
+
+
+def test_a_local_set_that_was_changed_is_predicted_anew(sve: Any, run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "others"
+
+    def auroc(dark: bool) -> float:
+        place.mkdir(exist_ok=True)
+        for i in range(24):
+            noise = np.random.default_rng(i).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+            Image.fromarray(noise * (not dark)).save(place / f"{i}.png")
+        found = sve.json("ood", run, "--sets", place)
+        return float(next(o for o in found["ood"] if o["name"] != "digits:ood")["scores"]["entropy"]["auroc_ood"]["value"])
+
+    first, again, changed = auroc(False), auroc(False), auroc(True)
+    assert first == again != changed
+
+
+def test_a_run_is_not_opened_with_data_of_other_classes(
+    sve: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained_on = session.run_classes(run=RunDir.open(run))
+    monkeypatch.setattr(session, "run_classes", lambda run: [*trained_on[1:], trained_on[0]])
+    sve.check_refuses("export", run, "--to", "merged", "--out", tmp_path / "x", saying="are not those that")
+    assert "their order or number is another" in sve.err and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("digits", True), ("digits:test", True), ("digits:ood", False), ("other:test", False), ("HERE/a", True),
+        ("HERE/a/test.csv", True), ("HERE/b.csv", True), ("HERE/c.csv", False),
+    ],
+)  # fmt: skip
+def test_sets_that_are_the_runs_own(name: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    for file in ("a/test.csv", "b.csv", "c.csv"):
+        (tmp_path / file).write_text("x")
+    monkeypatch.chdir(tmp_path)
+    digits = load_recipe("quickstart", []).recipe
+    local = load_recipe("quickstart", ["data.name=a", "data.splits.validation=./b.csv"]).recipe
+    recipe = local if name.startswith("HERE") else digits
+    assert bool(session.own_data(recipe, [name.replace("HERE", str(tmp_path))])) == own

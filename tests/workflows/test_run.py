@@ -18,7 +18,7 @@ from PIL import Image
 from sve_cli.data.digits import load_digits
 from sve_cli.export import merged
 from sve_cli.predictions import Predictions
-from sve_cli.rundir import check_seal
+from sve_cli.rundir import EVALUATING, LOCK, check_seal
 from sve_cli.workflows import evaluate as evaluate_workflow
 
 TINY = [
@@ -43,7 +43,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_holds_what_the_design_says(trained: Path) -> None:
     names = {"recipe.yaml", "recipe.lock.json", "ensemble.safetensors", "history.jsonl", "training.json", "COMPLETE"}
-    assert {p.name for p in trained.iterdir()} == names | {"checkpoints", "evaluations"}
+    assert {p.name for p in trained.iterdir()} == names | {"checkpoints", "evaluations", LOCK, EVALUATING}
     assert not list((trained / "checkpoints").iterdir())
     (evaluation,) = (trained / "evaluations").iterdir()
     assert {"report.json", "report.md", "report.html", "posthoc.json", "COMPLETE"} <= {p.name for p in evaluation.iterdir()}

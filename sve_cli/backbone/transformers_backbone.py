@@ -41,12 +41,12 @@ class TransformersBackbone(Backbone):
         return self.tokenizer
 
     def max_length(self) -> int:
-        """Longest input in tokens: the recipe's, or the checkpoint's own limit, at most 512."""
-        own = min(int(self.tokenizer.model_max_length), 512)
+        """Longest input in tokens: the recipe's as far as the checkpoint goes, or the checkpoint's own limit, at most 512."""
+        own = int(self.tokenizer.model_max_length)
         positions = getattr(self.network.config, "max_position_embeddings", None)
         if isinstance(positions, int):
             own = min(own, positions)
-        return min(self.spec.max_length or own, own)
+        return min(self.spec.max_length or 512, own)
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         config: Any = copy.deepcopy(self.network.config)

@@ -83,7 +83,7 @@ def _images(raw: RawSplit, name: str) -> LazyImages:
             f"Column '{name}' of '{raw.where}' holds {values.type} values, not images.", "Change data.image in the recipe."
         )
     first = images[0] if len(images) else None
-    if isinstance(first, Path) and (len(str(first)) > 1000 or not first.is_file()):
+    if isinstance(first, Path) and (len(first.name) > 255 or len(str(first)) > 1000 or not first.is_file()):
         raise DataError(
             f"Column '{name}' of '{raw.where}' holds text, and it is no path of an image: '{str(values[0].as_py())[:80]}'.",
             f"Paths start at '{raw.root}'. If the set is text, set task.name: text_classification.",

@@ -102,7 +102,8 @@ def read_table(path: Path, string_columns: tuple[str, ...] = ()) -> pa.Table:
         if path.suffix in (".csv", ".tsv"):
             return _read_csv(path, string_columns)
         return _read_json(path)
-    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: broken JSON or encoding
+    # ValueError: broken JSON or encoding; the others: numbers beyond 64 bits, and brackets without end.
+    except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"Cannot read '{path}': {error}", "Open the file and repair the place that is named.") from error
 
 

@@ -272,6 +272,6 @@ def _check_across(reader: Reader, root: Node, values: dict[str, Any]) -> None:
 def _regex_fault(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         return str(error)
     return ""

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from sve_cli.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # modes of more than 8 bits a channel
 
 
 ImageItem = bytes | Path | np.ndarray
@@ -65,7 +66,12 @@ class LazyImages(Sequence[ImageItem]):
             raise DataError(f"Row {row} has no image.", "Remove the row, or fill in its image.")
         if isinstance(value, str):
             return (self._root or Path()) / value
-        return value if isinstance(value, bytes) else np.asarray(value, dtype=np.uint8)
+        if isinstance(value, bytes):
+            return value
+        try:
+            return np.asarray(value, dtype=np.uint8)
+        except (OverflowError, ValueError) as error:
+            raise DataError(f"The pixels of row {row} are not whole numbers from 0 to 255 ({error}).", "Mend the row.") from error
 
 
 def is_image_type(kind: pa.DataType) -> bool:
@@ -97,7 +103,11 @@ def decode_image(item: ImageItem) -> Image.Image:
         return Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item).convert("RGB")
     try:
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
+            if image.mode in DEEP:  # convert would cut what is above 255 off
+                raise DataError(
+                    f"An image has more than 8 bits a channel (mode {image.mode}).", "Scale the images to 8 bits, as PNG or JPEG."
+                )
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:  # PIL raises SyntaxError on a broken PNG
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
         what = f"{len(item)} bytes" if isinstance(item, bytes) else f"'{item}'"
         raise DataError(f"Cannot read an image ({what}): {error}.", "Replace the file or remove its row.") from error

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from sve_cli.errors import DataError
 from sve_cli.samples.images import ImageItem, LazyImages
 
 Modality = Literal["text", "image", "multiple_choice"]
@@ -89,6 +90,13 @@ def _take(values: Sequence[Any], index: np.ndarray) -> Sequence[Any]:
     return values.subset(index) if isinstance(values, LazyImages) else [values[i] for i in index]
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read '{path}' ({error.strerror}).", "Put the file there, or remove its row.") from error
+
+
 def _hash(digest: hashlib._Hash, item: str | list[str] | ImageItem) -> None:
     """Feed one item with its kind and length, so that no two different sequences feed the same bytes."""
     if isinstance(item, list):
@@ -97,7 +105,7 @@ def _hash(digest: hashlib._Hash, item: str | list[str] | ImageItem) -> None:
             _hash(digest, part)
         return
     if isinstance(item, Path):
-        item = item.read_bytes()
+        item = _content(item)
     if isinstance(item, np.ndarray):
         digest.update(repr((item.shape, item.dtype.str)).encode())
         item = item.tobytes()

@@ -60,7 +60,12 @@ def _images(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
 
 
 def _items(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
-    if not all(isinstance(x, Mapping) and isinstance(x.get("question"), str) and x.get("choices") for x in given):
+    if not all(isinstance(x, Mapping) and isinstance(x.get("question"), str) and _are_options(x.get("choices")) for x in given):
         raise DataError("This ensemble answers questions with options.", 'Give {"question": "…", "choices": ["…", "…"]} for each.')
     contexts = [str(x.get("context") or "") for x in given]
     return {"question": [x["question"] for x in given], "choices": [list(x["choices"]) for x in given], "context": contexts}
+
+
+def _are_options(choices: Any) -> bool:
+    """Several texts; one text alone would be taken apart into its letters."""
+    return isinstance(choices, (list, tuple)) and len(choices) > 1 and all(isinstance(choice, str) for choice in choices)

@@ -51,6 +51,7 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     """
     require_place(out, overwrite)
     session = open_session(loaded.recipe, log, limit)
+    lock_of(session, limit)  # reads every input
     open_sets(session)
     ensemble = session.build()
     trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))

@@ -224,3 +224,11 @@ def test_new_heads_have_a_bias_where_the_classifier_has_one(lab: Any, network: s
     with torch.no_grad():
         torch.testing.assert_close(backbone.logits(model, inputs), backbone.logits(again, inputs))
     assert set(model.state_dict()) == set(again.state_dict())
+
+
+def test_long_inputs_are_as_long_as_the_recipe_says_and_the_checkpoint_can(lab: Any) -> None:
+    for wanted, limit, expected in ((None, 2048, 512), (1024, 2048, 1024), (1024, 64, 64), (16, 2048, 16), (None, 64, 64)):
+        backbone = load_backbone(lab.model("bert", max_length=wanted), "text_classification")
+        backbone.tokenizer.model_max_length = limit
+        backbone.network.config.max_position_embeddings = limit
+        assert backbone.max_length() == expected, (wanted, limit)

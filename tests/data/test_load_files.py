@@ -275,6 +275,23 @@ def test_one_file_under_two_names_is_refused(tmp_path: Path, monkeypatch: pytest
     assert found.train is not None and found.test is not None
 
 
+def test_images_and_files_that_would_be_misread_are_a_sentence(tmp_path: Path) -> None:
+    Image.fromarray(np.arange(0, 64000, 1000, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="more than 8 bits a channel"):
+        decode_image(tmp_path / "deep.png")
+    with pytest.raises(DataError, match="not whole numbers from 0 to 255"):
+        LazyImages(pa.chunked_array([[[[0, 256]]]]), None)[0]
+    own = replace(
+        load_samples(f"{splits(tmp_path / 'set')}:train", DataSpec("x"), "text"), inputs={"image": [tmp_path / "gone.png"] * 40}
+    )
+    with pytest.raises(DataError, match="Cannot read .*gone.png"):
+        own.fingerprint()
+    for text in ('{"text": "a", "label": 99999999999999999999}\n', "[" * 100_000):
+        (tmp_path / "bad.jsonl").write_text(text)
+        with pytest.raises(DataError, match="Cannot read"):
+            load_samples(str(tmp_path / "bad.jsonl"), DataSpec("x"), "text")
+
+
 def test_columns_of_slices_are_asked_of_the_own_data_only(tmp_path: Path) -> None:
     write(tmp_path / "own.csv", ROWS)
     other = load_samples(str(tmp_path / "own.csv"), DataSpec("elsewhere", slices=["topic"]), "text")

@@ -15,6 +15,7 @@ from PIL import Image
 from sve_cli.errors import DataError, SveError
 from sve_cli.recipe import Recipe, resolve_dict
 from sve_cli.workflows.predict_inputs import read_given, too_many_options
+from sve_cli.workflows.serving_inputs import to_samples
 
 ROWS = [{"id": "a", "text": "red sky"}, {"id": "b", "text": " "}, {"id": "c", "text": "17"}]
 ITEMS: list[dict[str, object]] = [
@@ -175,3 +176,11 @@ def test_answers_to_questions_do_not_depend_on_each_other(sve: Any, lab: Any, tm
         assert row["choice"] == item["choices"]["ABC".index(row["label"])] and max(probs, key=probs.get) == row["label"]
     shown = sve("predict", tmp_path / "run", tmp_path / "q.jsonl", "--out", "o.csv")
     assert f"{together[1]['label']}: {together[1]['choice']}" in shown and f",{together[1]['choice']}," in Path("o.csv").read_text()
+
+
+@pytest.mark.parametrize("choices", ["yes", 5, ["a"], [1, 2], None])
+def test_options_are_several_texts(choices: Any) -> None:
+    with pytest.raises(DataError, match="questions with options"):
+        to_samples([{"question": "Which?", "choices": choices}], "multiple_choice", False)
+    found = to_samples([{"question": "Which?", "choices": ("a", "b")}], "multiple_choice", False)
+    assert found.inputs["choices"] == [["a", "b"]]

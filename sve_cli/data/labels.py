@@ -97,7 +97,7 @@ def choice_labels(raw: RawSplit, column: str, choices: list[list[str]], keys: li
     if pa.types.is_integer(values.type):
         labels_N = _whole_numbers(values)
     else:
-        labels_N = np.array([_option(v, i, choices[i], keys) for i, v in enumerate(values.to_pylist())], dtype=np.int64)
+        labels_N = _options(["" if v is None else str(v).strip() for v in values.to_pylist()], choices, keys, raw.where)
     counts_N = np.array([len(c) for c in choices], dtype=np.int64)
     bad = np.flatnonzero((labels_N >= counts_N) | (labels_N < UNKNOWN_LABEL))
     if len(bad):
@@ -109,17 +109,41 @@ def choice_labels(raw: RawSplit, column: str, choices: list[list[str]], keys: li
     return labels_N
 
 
-def _option(value: object, row: int, choices: list[str], keys: list[list[str]] | None) -> int:
-    """Index of the option `value` means; past the end when it means none (the caller reports the row)."""
-    text = "" if value is None else str(value).strip()
-    if not text:
-        return UNKNOWN_LABEL
-    if keys is not None and text in keys[row]:
-        return keys[row].index(text)
-    if text in choices:
-        return choices.index(text)
-    if text.isdecimal():
-        return int(text)
-    if len(text) == 1 and "A" <= text.upper() <= "Z":
-        return ord(text.upper()) - ord("A")
-    return len(choices)
+def _options(texts: list[str], choices: list[list[str]], keys: list[list[str]] | None, where: str) -> np.ndarray:
+    """Indices of the options that a column means: by their keys, texts, letters or numbers, the same way in every row.
+
+    Where no way fits all rows each row is read alone, and one that means none gets an index past the end (the caller reports it).
+
+    Raises:
+        DataError: several ways fit all rows and mean different options.
+    """
+    known = [i for i, text in enumerate(texts) if text]
+    ways = {
+        "key": [_place(texts[i], keys[i]) for i in known] if keys is not None else [],
+        "text": [_place(texts[i], choices[i]) for i in known],
+        "letter": [_letter(texts[i]) for i in known],
+        "number": [int(texts[i]) if texts[i].isdecimal() else -1 for i in known],
+    }
+    counts = [len(choices[i]) for i in known]
+    fitting = {name: found for name, found in ways.items() if found and all(0 <= k < n for k, n in zip(found, counts, strict=True))}
+    found = fitting.get("key") or next(iter(fitting.values()), None)
+    if "key" not in fitting and any(other != found for other in fitting.values()):
+        names = " or ".join(fitting)
+        raise DataError(
+            f"The labels of '{where}' can be read by {names} of the options, and that makes different answers.",
+            "Write the index of the right option, from 0, in a column of whole numbers.",
+        )
+    if found is None:
+        readings = list(zip(*(way for way in ways.values() if way), strict=True))
+        found = [next((k for k in row if k >= 0), n) for row, n in zip(readings, counts, strict=True)]
+    labels_N = np.full(len(texts), UNKNOWN_LABEL, dtype=np.int64)
+    labels_N[known] = found
+    return labels_N
+
+
+def _place(text: str, options: list[str]) -> int:
+    return options.index(text) if text in options else -1
+
+
+def _letter(text: str) -> int:
+    return ord(text.upper()) - ord("A") if len(text) == 1 and "A" <= text.upper() <= "Z" else -1

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from sve_cli.backbone import Backbone
 from sve_cli.ensemble import Ensemble
+from sve_cli.render.markdown import escape
 
 
 def card(ensemble: Ensemble, title: str, what: str, code: str | None = None) -> str:
     """The model card: what this is, what it is not, how to load it (`code`; default: by its library)."""
-    shown = ", ".join(ensemble.classes[:20]) + (f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else "")
+    shown = ", ".join(map(escape, ensemble.classes[:20]))  # names come with the data, and may hold anything
+    shown += f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else ""
     code = code or usage(ensemble.backbone)
     return f"""# {title}
 
@@ -28,7 +30,11 @@ Made from the checkpoint `{base_name(ensemble.backbone.spec.name)}` with {ensemb
 
 def base_name(name: str) -> str:
     """What a checkpoint is called: a hub id as it is, of a local path the last part, as its place is nobody else's business."""
-    return Path(name).name if Path(name).expanduser().exists() else name
+    library, bare = ("timm:", name.removeprefix("timm:")) if name.startswith("timm:") else ("", name)
+    architecture, at, file = bare.partition("@")
+    if at:  # timm: ARCHITECTURE@weights
+        return f"{library}{architecture}@{Path(file).name}"
+    return library + Path(bare).name if Path(bare).expanduser().exists() else name
 
 
 def usage(backbone: Backbone) -> str:

@@ -70,7 +70,8 @@ def front_matter(source: Source, artifact: Artifact, results: Results | None) ->
     if results is not None and task is not None:
         evaluated = [_result(results, task, key, value) for key, value in results.own.items()]
     name, base = backbone.spec.name, None
-    if locate(backbone.spec).path is None and "/" in name:
+    place = locate(backbone.spec)
+    if place.path is None and place.file is None and "/" in name:
         base = name.removeprefix("timm:")
     data = ModelCardData(
         library_name=_library(artifact, backbone),

@@ -23,6 +23,7 @@ POWER = 0.8
 SAME = 1e-9  # a difference below this is the rounding of two equal computations
 ROUNDING = 1e-5  # a worsening smaller than this is arithmetic: another batch size, another machine, a baseline file's digits
 POINTS, SHARE = 0.02, 0.1  # what must not pass unseen by default: 2 points, or a tenth of the baseline's value
+FEW = 5.0  # resamples beyond a bound; with fewer the normal quantile bounds it too
 USUAL = 0.45  # standard error of a difference between two trainings, as a share of one side's; see docs/gates.md
 BIAS = 0.5  # share of the bias of a difference that is taken out: all of it makes more noise than it mends
 FOLDED = 1.0 / (math.sqrt(2.0) - 1.0)  # a mean of |noise| grows by sqrt(2) when the noise is added twice
@@ -101,7 +102,11 @@ def alone_from(function: Weighted, values_R: np.ndarray, n: int, level: Level) -
     value = float(function(np.ones((n, 1)))[0])
     tail = (1.0 - level.confidence) / 2.0
     low, high = (2.0 * value - float(q) for q in np.quantile(values_R, [1.0 - tail, tail]))
-    return Alone(value, float(values_R.std(ddof=1)), max(float(values_R.mean()) - value, 0.0), low, high, n)
+    mean, error = float(values_R.mean()), float(values_R.std(ddof=1))
+    if len(values_R) * tail < FEW:  # too few resamples lie beyond to say where a small share of them begins
+        reach, middle = level.quantile() * error, 2.0 * value - mean
+        low, high = min(low, middle - reach), max(high, middle + reach)
+    return Alone(value, error, max(mean - value, 0.0), low, high, n)
 
 
 def unpaired(value: Alone, baseline: float, low: float, high: float, confidence: float, level: Level) -> Against:

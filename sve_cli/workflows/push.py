@@ -113,12 +113,13 @@ def _upload(api: Any, folder: Path, files: Sequence[str], name: str, public: boo
 
 def card_for(name: str, card: str) -> str:
     """A card whose code opens the repository instead of a local folder."""
-    start, fence, rest = card.partition("```python\n")
+    before, heading, after = card.partition("## How to load it")
+    start, fence, rest = after.partition("```python\n")
     code, end, rest = rest.partition("```")
     if "FOLDER" not in code:
         return card
     fetched = f'from huggingface_hub import snapshot_download\nfolder = snapshot_download("{name}")\n'
-    return start + fence + fetched + PLACE.sub(_joined, code) + end + rest
+    return before + heading + start + fence + fetched + PLACE.sub(_joined, code) + end + rest
 
 
 def _joined(match: re.Match[str]) -> str:

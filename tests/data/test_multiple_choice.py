@@ -30,6 +30,19 @@ def test_labels_as_index_letter_or_text(tmp_path: Path, label: list[object], exp
     assert load(tmp_path / "x.parquet", {"choices": CHOICES, "label": label}) == expected
 
 
+def test_a_column_means_one_thing(tmp_path: Path) -> None:
+    def labels(choices: list[list[str]], texts: list[str]) -> list[int]:
+        path = tmp_path / "x.parquet"
+        pq.write_table(pa.table({"question": ["q"] * len(texts), "choices": choices, "label": texts}), path)
+        return load_samples(str(path), DataSpec("x"), "multiple_choice").labels_N.tolist()
+
+    assert labels([["C", "A", "D"], ["x", "y", "z"]], ["A", "A"]) == [0, 0]  # letters fit both rows, texts only the first
+    assert labels([["3", "2", "1", "0"], ["a", "b", "c", "d"]], ["0", "2"]) == [0, 2]
+    assert labels([["A", "B"], ["A", "B"]], ["A", "B"]) == [0, 1]  # both ways mean the same
+    with pytest.raises(DataError, match="can be read by text or letter of the options"):
+        labels([["C", "A", "B"], ["B", "C", "A"]], ["A", "B"])
+
+
 def test_choices_as_json_and_as_texts_with_keys(tmp_path: Path) -> None:
     assert load(tmp_path / "x.parquet", {"choices": ['["red", "blue"]', '["1", "2", "3"]'], "label": [0, 1]}) == [0, 1]
     keyed = [{"text": CHOICES[0], "label": ["A", "B"]}, {"text": CHOICES[1], "label": ["C", "A", "B"]}]

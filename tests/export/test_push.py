@@ -14,6 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import sve_cli
 from sve_cli.errors import CheckFailed, SveError
+from sve_cli.export.card import base_name
 from sve_cli.workflows import push as hub
 from sve_cli.workflows.session import Silent
 
@@ -153,3 +154,21 @@ def test_the_client_is_the_hubs_own() -> None:
     assert isinstance(hub.hub(), client)
     for name, arguments in [("create_repo", {"private", "exist_ok"}), ("create_commit", {"operations", "commit_message"})]:
         assert arguments <= set(getattr(client, name).__annotations__)
+
+
+def test_a_card_says_what_its_checkpoint_is_called_and_not_where_it_lay(tmp_path: Path) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    for name, called in (
+        (str(tmp_path / "net"), "net"), (f"timm:{tmp_path / 'net'}", "timm:net"), ("user/net", "user/net"),
+        ("timm:resnet18", "timm:resnet18"),
+        (f"timm:resnet18@{tmp_path / 'w.safetensors'}", "timm:resnet18@w.safetensors"),
+        ("resnet18@w.safetensors", "resnet18@w.safetensors"),
+    ):  # fmt: skip
+        assert base_name(name) == called
+
+
+def test_a_class_name_cannot_pass_for_the_code_of_a_card() -> None:
+    card = 'Classes: \n```python\nprint("FOLDER")\n```\n\n## How to load it\n\n```python\nload("FOLDER")\n```\n'
+    found = hub.card_for("me/x", card)
+    assert 'print("FOLDER")' in found and 'load("FOLDER")' not in found and 'snapshot_download("me/x")' in found

@@ -25,6 +25,7 @@ from sve_cli.gate import (
     samples_of,
     share_level,
 )
+from sve_cli.gate.rule import alone_from
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.predictions import Predictions
 from sve_cli.workflows.gate import compare_samples
@@ -79,6 +80,18 @@ def test_what_is_not_finite_is_never_passed(bad: float) -> None:
         judge_limit("nll", "lower", GateSpec(limit=0.1), Alone(bad, 0.1, 0.0, bad, bad, 9), LEVEL)
     with pytest.raises(SveError, match="'nll' cannot be judged"):
         judge_condition(parse_condition("nll > 0.1"), bad, "lower", 9)
+
+
+def test_few_resamples_do_not_make_a_limit_stricter() -> None:
+    """200 resamples hardly reach the tail that twenty checks share: the bound is then at least the normal one."""
+    values_R = np.random.default_rng(0).normal(0.5, 0.01, size=200)
+    level = share_level(0.95, 20)
+    found = alone_from(lambda weights_NR: np.full(weights_NR.shape[1], 0.5), values_R, 900, level)
+    middle = 1.0 - float(values_R.mean())
+    reach = level.quantile() * found.error - 1e-12
+    assert found.low <= middle - reach and found.high >= middle + reach
+    many = alone_from(lambda weights_NR: np.full(weights_NR.shape[1], 0.5), np.tile(values_R, 50), 900, LEVEL)
+    assert many.low == pytest.approx(1.0 - float(np.quantile(np.tile(values_R, 50), 0.975)))
 
 
 def flipped(k: int) -> Against:

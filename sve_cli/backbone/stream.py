@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sve_cli.backbone.linears import LinearView, canonical
 from sve_cli.backbone.resolve import Location, locate
 from sve_cli.backbone.targets import select_targets
+from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
 Layer = tuple[str, tuple[int, int], Callable[[], Tensor]]
@@ -67,8 +68,11 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
         return {k: folder / v for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
     found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as f:
-            found |= dict.fromkeys(f.keys(), file)
+        try:
+            with safe_open(file, framework="pt") as f:
+                found |= dict.fromkeys(f.keys(), file)
+        except SafetensorError as error:
+            raise CheckpointError(f"Cannot read '{file}' ({error}).", "Fetch the checkpoint again.") from error
     return found
 
 

@@ -49,6 +49,8 @@ class RawSplit:
                 f"'{self.where}' has no column '{name}'; its columns are {', '.join(names)}.",
                 f"Change {key} in the recipe. {nearest(name, names)}",
             )
+        if names.count(name) > 1:
+            raise DataError(f"'{self.where}' has {names.count(name)} columns '{name}'.", "Rename or remove all but one.")
         return self.table.column(name)
 
     def class_names(self, name: str) -> list[str] | None:

@@ -249,6 +249,7 @@ def _write_config(
         modules_to_save=list(whole.modules) or None,
         task_type=next((t for kind, t in TASK_TYPES.items() if isinstance(backbone, kind)), None),
         base_model_name_or_path=base_name(backbone.spec.name),
+        revision=backbone.spec.revision,
         inference_mode=True,
     )
     config.save_pretrained(str(place))

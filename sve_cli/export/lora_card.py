@@ -65,11 +65,13 @@ with torch.inference_mode():
     logits = model(transform(Image.open("image.png").convert("RGB")).unsqueeze(0))
 print(config["label_names"][int(logits.argmax())])"""
     auto = _auto(backbone)
+    revision = "" if local or backbone.spec.revision is None else f', revision="{backbone.spec.revision}"'
+    mismatched = ", ignore_mismatched_sizes=True" if "Sequence" in auto else ""
     opened = f"""import torch
 from peft import PeftModel
 from transformers import AutoConfig, {auto}, AutoTokenizer
 config = AutoConfig.from_pretrained("FOLDER")
-base = {auto}.from_pretrained("{base}", config=config{", ignore_mismatched_sizes=True" if "Sequence" in auto else ""})
+base = {auto}.from_pretrained("{base}"{revision}, config=config{mismatched})
 model = PeftModel.from_pretrained(base, "FOLDER").eval()
 tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 """

@@ -186,7 +186,11 @@ def _no_image(value: object, root: Path | None) -> str:
     if not isinstance(value, str):
         return ""  # bytes or pixels: decoding tells
     path = Path(value) if root is None else root / value
-    return "" if len(value) < 1000 and path.is_file() else f"There is no image '{path if len(value) < 200 else value[:80]}'."
+    return (
+        ""
+        if len(value) < 1000 and len(path.name) <= 255 and path.is_file()
+        else f"There is no image '{path if len(value) < 200 else value[:80]}'."
+    )
 
 
 def _undecodable(samples: Samples) -> dict[str, str]:

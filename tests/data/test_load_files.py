@@ -292,6 +292,12 @@ def test_images_and_files_that_would_be_misread_are_a_sentence(tmp_path: Path) -
             load_samples(str(tmp_path / "bad.jsonl"), DataSpec("x"), "text")
 
 
+def test_a_column_that_is_there_twice_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "twice.csv").write_text("text,text,label\na,b,0\nc,d,1\n")
+    with pytest.raises(DataError, match="has 2 columns 'text'"):
+        load_samples(str(tmp_path / "twice.csv"), DataSpec("x"), "text")
+
+
 def test_columns_of_slices_are_asked_of_the_own_data_only(tmp_path: Path) -> None:
     write(tmp_path / "own.csv", ROWS)
     other = load_samples(str(tmp_path / "own.csv"), DataSpec("elsewhere", slices=["topic"]), "text")

@@ -206,11 +206,13 @@ def overview_region(folders: str) -> str:
     arrows = ["↑" if higher_is_better(k) else "↓" for k in OVERVIEW]
     heads = ["method", "seeds", *(f"{h} {a}" for h, a in zip(HEADS, arrows, strict=True)), "extra parameters %"]
     means_table = markdown.table(Table(heads, lines))
-    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts([t.paired for t in tables.values() if t.paired])}"
+    paired = [table.paired for table in tables.values() if table.paired]
+    everywhere = {name for name, found in rows.items() if len(found) == len(tables)}
+    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts(paired, everywhere)}"
 
 
-def _verdicts(paired: list[dict[str, Any]]) -> str:
-    """On how many tasks each method is better, level and worse than the reference, by the paired intervals."""
+def _verdicts(paired: list[dict[str, Any]], methods: set[str]) -> str:
+    """On how many tasks each of the methods is better, level and worse than the reference, by the paired intervals."""
     references = {p["reference"] for p in paired}
     if len(references) != 1:
         raise SveError(f"The tables of the overview have the references {sorted(references)}.", "Renew them with one --reference.")
@@ -220,7 +222,9 @@ def _verdicts(paired: list[dict[str, Any]]) -> str:
             what = OOD if key.startswith("ood.") else key
             counts.setdefault(name, {}).setdefault(what, [0, 0, 0])[("better", "tie", "worse").index(verdict(d))] += 1
     shown = dict(zip((*OVERVIEW[:4], OOD, *OVERVIEW[5:]), HEADS, strict=True))
-    lines = [[name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items()]
+    lines = [
+        [name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items() if name in methods
+    ]
     [reference] = references
     text = (
         f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`, by the paired 95 % intervals; "

@@ -200,7 +200,8 @@ def parameter_table(table: BenchTable) -> Table | None:
     roles = [role for role in TRAINED if any(row.parameters.get(role) for row in table.rows)]
     noted = any(row.notes for row in table.rows)
     sizes = {"stored_bytes": "Stored, MB"}
-    if any("factor_bytes" in row.parameters for row in table.rows):
+    cached = [row for row in table.rows if row.parameters.get("sigma")]  # older results do not say how much
+    if cached and all("factor_bytes" in row.parameters for row in cached):
         sizes["factor_bytes"] = "Factors in the cache, MB"
     rows = []
     for row in table.rows:

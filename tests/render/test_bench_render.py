@@ -260,3 +260,13 @@ def test_the_subtitle_says_how_to_read_the_table() -> None:
     once = subtitle(table(row("a", seeds=[0]), ood=[]))
     assert once == "tiny; samples: 1,000 test, 50 validation; 1 seed a row."
     assert dict(sections(table(row("a"), ood=["x", "y"]))).keys() >= {"Out-of-distribution detection: AUROC %, mean of 2 sets"}
+
+
+def test_cached_factors_are_shown_where_all_rows_with_factors_say_them() -> None:
+    known = {"sigma": 10.0, "stored_bytes": 1e6, "factor_bytes": 2.5e7}
+    both = parameter_table(table(row("single", parameters={"backbone": 9.0}), row("sve", parameters=known)))
+    assert both is not None and both.columns[-1] == "Factors in the cache, MB"
+    assert [cells[-1] for cells in both.rows] == ["–", "25.0"]
+    older = {k: v for k, v in known.items() if k != "factor_bytes"}
+    some = parameter_table(table(row("sve", parameters=known), row("svfit", parameters=older)))
+    assert some is not None and not any("Factors" in head for head in some.columns)

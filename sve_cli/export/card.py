@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from sve_cli.backbone import Backbone
 from sve_cli.ensemble import Ensemble
-from sve_cli.render.markdown import escape
 
 
 def card(ensemble: Ensemble, title: str, what: str, code: str | None = None) -> str:
     """The model card: what this is, what it is not, how to load it (`code`; default: by its library)."""
-    shown = ", ".join(map(escape, ensemble.classes[:20]))  # names come with the data, and may hold anything
+    shown = ", ".join(map(_as_text, ensemble.classes[:20]))
     shown += f", … ({len(ensemble.classes)} in all)" if len(ensemble.classes) > 20 else ""
     code = code or usage(ensemble.backbone)
     return f"""# {title}
@@ -26,6 +26,11 @@ Made from the checkpoint `{base_name(ensemble.backbone.spec.name)}` with {ensemb
 {code}
 ```
 """
+
+
+def _as_text(name: str) -> str:
+    """A class name on one line, without a meaning in Markdown: names come with the data, and may hold anything."""
+    return re.sub(r"([\\`*\[\]|~#$<>])", r"\\\1", " ".join(name.split()))
 
 
 def base_name(name: str) -> str:

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 import sve_cli
 from sve_cli.errors import CheckFailed, SveError
-from sve_cli.export.card import base_name
+from sve_cli.export.card import _as_text, base_name
 from sve_cli.workflows import push as hub
 from sve_cli.workflows.session import Silent
 
@@ -172,3 +172,7 @@ def test_a_class_name_cannot_pass_for_the_code_of_a_card() -> None:
     card = 'Classes: \n```python\nprint("FOLDER")\n```\n\n## How to load it\n\n```python\nload("FOLDER")\n```\n'
     found = hub.card_for("me/x", card)
     assert 'print("FOLDER")' in found and 'load("FOLDER")' not in found and 'snapshot_download("me/x")' in found
+
+
+def test_a_class_name_is_one_line_of_text() -> None:
+    assert _as_text("a\n```python\nrun()") == "a \\`\\`\\`python run()" and _as_text("New York_2 <b>") == "New York_2 \\<b\\>"

@@ -9,6 +9,7 @@ import typer
 
 from sve_cli.commands.options import Json, Overrides, command_line
 from sve_cli.console import Console
+from sve_cli.errors import SveError
 
 
 def transfer(
@@ -29,7 +30,6 @@ def transfer(
     The method and its parameters are the run's; of the recipe's only method.members counts: the first so many of the run's
     members are taken, and all it has where the recipe has more.
     """
-    from sve_cli.errors import SveError
     from sve_cli.recipe import load_recipe
     from sve_cli.rundir import RunDir
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec
-from sve_cli.samples import LazyImages, is_image_type
+from sve_cli.samples import LazyImages, is_file, is_image_type
 
 SOFT_LABELS = "human_probs"
 LENGTH = "length"  # as a slice: words of the text
@@ -83,7 +83,7 @@ def _images(raw: RawSplit, name: str) -> LazyImages:
             f"Column '{name}' of '{raw.where}' holds {values.type} values, not images.", "Change data.image in the recipe."
         )
     first = images[0] if len(images) else None
-    if isinstance(first, Path) and (len(first.name) > 255 or len(str(first)) > 1000 or not first.is_file()):
+    if isinstance(first, Path) and not is_file(first):
         raise DataError(
             f"Column '{name}' of '{raw.where}' holds text, and it is no path of an image: '{str(values[0].as_py())[:80]}'.",
             f"Paths start at '{raw.root}'. If the set is text, set task.name: text_classification.",

@@ -74,6 +74,14 @@ class LazyImages(Sequence[ImageItem]):
             raise DataError(f"The pixels of row {row} are not whole numbers from 0 to 255 ({error}).", "Mend the row.") from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; a text that is too long to be a path is none."""
+    try:
+        return path.is_file()
+    except OSError:  # its name is too long
+        return False
+
+
 def is_image_type(kind: pa.DataType) -> bool:
     """Whether a column of this type can hold images without looking at its values (paths cannot be told from text)."""
     if pa.types.is_struct(kind):

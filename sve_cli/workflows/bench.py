@@ -64,8 +64,6 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
         SveError: a recipe that cannot be trained, results of another study in the folder, a run that failed.
     """
     check_study(study)  # everything that can be refused is refused before the first step
-    for folder in (study.out, study.runs):
-        check_place(folder)
     with held(study.out), held(study.runs):
         return _bench(study, log, jobs, costs)
 
@@ -75,8 +73,9 @@ def held(folder: Path) -> Iterator[None]:
     """Hold a folder of results or runs: a second benchmark there is refused.
 
     Raises:
-        SveError: another process holds it.
+        SveError: another process holds it, or nothing can be written there.
     """
+    check_place(folder)
     with only_process(folder / LOCK, f"Another benchmark is at work in '{folder}'."):
         yield
 
@@ -129,6 +128,7 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
     build_table(cells, grids, costs)  # cells that do not belong together are refused before anything is compared
     stored = read_paired(out)
     found = None if study is None else paired_differences(study, cells, log)
+    warned = found["left_out"] if found else []
     unread = found.pop("unread") if found else []
     if unread and stored:  # what is stored may rest on what cannot be read any more: it is kept
         found, stored = None, {**stored, "left_out": list(dict.fromkeys([*stored.get("left_out", []), *unread]))}
@@ -141,7 +141,7 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
         write_text(out / file, text)
     if log is not None:
         for note in table.notes:
-            if note not in (found or stored or {}).get("left_out", []):  # those were warnings just now
+            if note not in warned:  # just now
                 log.say(f"Note: {note}")
         log.say(f"Table: {out / 'bench.html'}")
     return table

@@ -121,6 +121,10 @@ class Study:
     def diverged_path(self, cell: Cell) -> Path:
         return self.out / DIVERGED / self.result_path(cell).name
 
+    def kept(self, cell: Cell) -> Path | None:
+        """The file of a cell that needs no training any more: its result, or that it diverged."""
+        return next((path for path in (self.result_path(cell), self.diverged_path(cell)) if path.is_file()), None)
+
     def grid_path(self, method: str) -> Path:
         return self.out / "grid" / f"{file_stem(method, {})}.json"
 

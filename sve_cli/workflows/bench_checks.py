@@ -60,8 +60,7 @@ def check_study(study: Study) -> None:
 def _to_make(study: Study) -> list[Cell]:
     """What is still to be trained, searches first."""
     grids = [study.grid_cell(method) for method in searches(study) if not study.grid_path(method).is_file()]
-    made = [cell for cell in study.cells() if not (study.result_path(cell).is_file() or study.diverged_path(cell).is_file())]
-    return [*grids, *made]
+    return [*grids, *(cell for cell in study.cells() if study.kept(cell) is None)]
 
 
 def check_reference(study: Study, cells: Sequence[Cell | CellResult]) -> None:
@@ -133,8 +132,7 @@ def is_done(study: Study, cell: Cell) -> bool:
     Raises:
         SveError: the result was made with other settings.
     """
-    path = next((p for p in (study.result_path(cell), study.diverged_path(cell)) if p.is_file()), None)
-    if path is None:
+    if (path := study.kept(cell)) is None:
         return False
     factor = chosen_factor(study, cell.method)
     stored = Diverged.load(path) if path == study.diverged_path(cell) else CellResult.load(path)

@@ -26,14 +26,14 @@ from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec, Recipe, digest, resolve_dict
 from sve_cli.registry import RENDERERS
 from sve_cli.report import Report
-from sve_cli.rundir import EVALUATING, RunDir, check_seal, file_digest, only_process, read_json, seal, write_text
+from sve_cli.rundir import EVALUATING, RunDir, check_seal, file_digest, is_complete, only_process, read_json, seal, write_text
 from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
 from sve_cli.statistics import one_blas_thread
 from sve_cli.tasks.common import tensor_to
 from sve_cli.workflows.fitting import fit_posthoc, with_weights
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.spectrum import run_spectrum
-from sve_cli.workflows.stored import evaluation_key, finished, saved_predictions, slug
+from sve_cli.workflows.stored import evaluation_folder, saved_predictions, slug
 
 VIEWS = {"md": "report.md", "html": "report.html"}
 BEFORE = "before training"
@@ -63,15 +63,12 @@ def evaluate(
     spec = replace(recipe.evaluate, **(changes or {}))
     names = list(dict.fromkeys([*recipe.data.ood, *(ood or []), *(groups or {})]))
     sets = {name: (groups or {}).get(name) or recipe.data.ood_group(name) for name in names}
-    existing = finished(run, spec, sets)
-    if existing is not None:
-        return existing, Report.load(existing / "report.json")
+    folder = evaluation_folder(run, spec, sets)
+    if (existing := _finished(folder)) is not None:
+        return folder, existing
     lazy = _Lazy(run, replace(recipe, evaluate=spec), log)
     lazy.check_ood(names, _with_features(spec))
-    report = _evaluate(run, recipe, spec, sets, lazy, log, command, None)
-    path = finished(run, spec, sets)
-    assert path is not None
-    return path, report
+    return folder, _evaluate(folder, run, recipe, spec, sets, lazy, command, None)
 
 
 def evaluate_session(
@@ -87,7 +84,7 @@ def evaluate_session(
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
     gap = path_gap(session, ensemble) if training_gap else None
     sets = {name: session.recipe.data.ood_group(name) for name in ood}
-    return _evaluate(run, session.recipe, spec, sets, lazy, session.log, command, gap)
+    return _evaluate(evaluation_folder(run, spec, sets), run, session.recipe, spec, sets, lazy, command, gap)
 
 
 def evaluate_checkpoint(recipe: Recipe, log: Log, ood: Sequence[str] = (), limit: int | None = None) -> Report:
@@ -117,22 +114,29 @@ def evaluate_predictions(path: Path, spec: EvaluateSpec, ood: Sequence[Path] = (
     return build_report(f"Predictions {path.stem}", test, others, spec, Posthoc(), None, seed, notes)
 
 
+def _finished(folder: Path) -> Report | None:
+    """The report of an evaluation that is there, unchanged."""
+    if not is_complete(folder):
+        return None
+    check_seal(folder)
+    return Report.load(folder / "report.json")
+
+
 def _evaluate(
-    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, log: Log, command: str, gap: float | None
+    folder: Path, run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, command: str, gap: float | None
 ) -> Report:
     """`ood`: the sets with their groups. A second process is refused: it would remove this one's files."""
     with only_process(run.path / EVALUATING, f"Another process is evaluating '{run.path}'."):
-        if (done := finished(run, spec, ood)) is not None:  # meanwhile
-            return Report.load(done / "report.json")
-        return _evaluated(run, recipe, spec, ood, lazy, log, command, gap)
+        if (done := _finished(folder)) is not None:  # meanwhile
+            return done
+        if folder.exists():  # left by a killed evaluation: it has no COMPLETE
+            shutil.rmtree(folder)
+        return _evaluated(folder, run, recipe, spec, ood, lazy, command, gap)
 
 
 def _evaluated(
-    run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, log: Log, command: str, gap: float | None
+    folder: Path, run: RunDir, recipe: Recipe, spec: EvaluateSpec, ood: dict[str, str], lazy: _Lazy, command: str, gap: float | None
 ) -> Report:
-    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
-    if folder.exists():  # left by a killed evaluation: it has no COMPLETE
-        shutil.rmtree(folder)
     store = folder / "predictions"
     store.mkdir(parents=True)
     features = _with_features(spec)

@@ -227,7 +227,9 @@ class _Court:
         return slice_rows(self._view("", self.judged.test), self.judged.test)
 
     def _slice_ids(self, prefix: str) -> set[str]:
-        """The samples of a slice, as a baseline knows them."""
+        """The samples of a slice, as a baseline knows them; none for any other prefix."""
+        if not is_slice(f"{prefix}."):
+            return set()
         return {self.judged.test.ids_N[i] for i in self.slice_rows.get(prefix, ())}
 
     def _side(self, prefix: str) -> Predictions | None:
@@ -274,19 +276,15 @@ class _Court:
         test, part = self._side(prefix), is_slice(f"{prefix}.")
         if test is None:
             return {}
+        ids = self._slice_ids(prefix)
         if reference.test is not None:
             # A slice is the same samples on both sides, whatever columns the baseline has.
-            other = (
-                with_ids(reference.test, self._slice_ids(prefix))
-                if part
-                else self._variant(reference.test, reference.temperature, prefix)
-            )
+            other = with_ids(reference.test, ids) if part else self._variant(reference.test, reference.temperature, prefix)
             return {} if other is None else self._from_predictions(other, test, names, prefix)
         samples = reference.samples
         if samples is None or not (part or prefix == ""):
             return {}
         if part:
-            ids = self._slice_ids(prefix)
             rows = [i for i, sample in enumerate(samples.ids_N) if sample in ids]
             samples = samples.take(np.array(rows, dtype=np.int64))
         return self._from_samples(reference, samples, test, names, prefix)

@@ -18,7 +18,7 @@ from sve_cli.errors import DataError, SveError
 from sve_cli.predictions import UNKNOWN_LABEL
 from sve_cli.recipe import Recipe
 from sve_cli.recipe.spec import DataSpec
-from sve_cli.samples import SUFFIXES, Samples, decode_image
+from sve_cli.samples import SUFFIXES, Samples, decode_image, is_file
 from sve_cli.workflows.session import MODALITY
 
 LINES = ".txt"  # one text, or one path of an image, a line
@@ -186,11 +186,7 @@ def _no_image(value: object, root: Path | None) -> str:
     if not isinstance(value, str):
         return ""  # bytes or pixels: decoding tells
     path = Path(value) if root is None else root / value
-    return (
-        ""
-        if len(value) < 1000 and len(path.name) <= 255 and path.is_file()
-        else f"There is no image '{path if len(value) < 200 else value[:80]}'."
-    )
+    return "" if is_file(path) else f"There is no image '{path if len(value) < 200 else value[:80]}'."
 
 
 def _undecodable(samples: Samples) -> dict[str, str]:

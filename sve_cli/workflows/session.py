@@ -192,8 +192,7 @@ class Session:
         where = samples.dataset if name not in ROLES else name
         logits_MNC, features_MNF = self.outputs(ensemble, encoded, f"Predicting {where}", keep_features)
         found = as_predictions(logits_MNC, samples, encoded, ensemble.classes, model_digest)
-        state = "" if name in ROLES else local_state(name)
-        return replace(found, features_MNF=features_MNF, source_state=state)
+        return replace(found, features_MNF=features_MNF, source_state=state_of(name))
 
     def training_features(self, ensemble: Ensemble, model_digest: str) -> TrainingFeatures:
         """Features of every member on a draw of the training split, keyed by the recipe's seed and bounded in size."""
@@ -274,6 +273,11 @@ def own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
         return name in own or (where, split) in places or inside
 
     return [name for name in names if is_own(name)]
+
+
+def state_of(name: str) -> str:
+    """`local_state` of a set; '' for a split of the run's own, whatever is called so here."""
+    return "" if name in ROLES else local_state(name)
 
 
 def run_recipe(run: RunDir) -> Recipe:

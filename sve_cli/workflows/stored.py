@@ -8,14 +8,12 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
-from sve_cli.data.load import ROLES
-from sve_cli.data.sources import local_state
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec
-from sve_cli.rundir import COMPLETE, RunDir, check_seal, file_digest, read_json
+from sve_cli.rundir import RunDir, file_digest, read_json
 from sve_cli.statistics import without_weights
-from sve_cli.workflows.session import run_recipe
+from sve_cli.workflows.session import run_recipe, state_of
 
 
 def saved_predictions(
@@ -29,7 +27,7 @@ def saved_predictions(
         features: only those that kept features.
         batch_size: only those made in batches of this size.
     """
-    state = "" if name in ROLES else local_state(name)
+    state = state_of(name)
     for folder in run.evaluations():
         stem = folder / "predictions" / slug(name)
         if stem.with_name(stem.name + ".safetensors").is_file() and (batch_size is None or batch_size == _batch_size(run, folder)):
@@ -40,21 +38,12 @@ def saved_predictions(
     return None
 
 
-def evaluation_key(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> str:
-    """The folder name of an evaluation: what it depends on, hashed."""
-    now = {name if not (state := local_state(name)) else f"{name}@{state}": group for name, group in ood.items()}
+def evaluation_folder(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> Path:
+    """Where an evaluation lies or will lie: named by a hash of what it depends on."""
+    now = {name if not (state := state_of(name)) else f"{name}@{state}": group for name, group in ood.items()}
     sets = now if any(ood.values()) else list(now)
     content = json.dumps([asdict(spec), sets, file_digest(run.path / "ensemble.safetensors")], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
-
-
-def finished(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> Path | None:
-    """The finished evaluation with these settings, if there is one."""
-    folder = run.path / "evaluations" / evaluation_key(run, spec, ood)
-    if not (folder / COMPLETE).is_file():
-        return None
-    check_seal(folder)
-    return folder
+    return run.path / "evaluations" / hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def stored_posthoc(evaluation: Path) -> Posthoc:

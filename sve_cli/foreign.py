@@ -180,14 +180,19 @@ def _predictions(
     if zeros:
         notes.append(f"{zeros:,} probabilities are exactly 0: they count as {TINY:g}, so the NLL stays finite.")
     labels_N = _labels(labels, classes, path)
-    found = Predictions(logits_MNC.astype(np.float32, copy=False), labels_N, ids, classes, path.stem, "", columns=slices)
+    if kind == "logits":
+        logits_MNC = logits_MNC.astype(np.float32, copy=False)
+    found = Predictions(logits_MNC, labels_N, ids, classes, path.stem, "", columns=slices)
     return found, notes
 
 
 def _log_probs(values_MNC: np.ndarray, path: Path, kind: str) -> tuple[np.ndarray, int]:
-    """Renormalised log-probabilities in float32, and how many probabilities were 0; computed in float64, some rows at a time."""
+    """Renormalised log-probabilities, and how many probabilities were 0; computed in float64, some rows at a time.
+
+    In the given precision: float32 would split probabilities that are stated as equal.
+    """
     members, n, width = values_MNC.shape
-    log_probs_MNC, total_MN = np.empty(values_MNC.shape, dtype=np.float32), np.empty((members, n))
+    log_probs_MNC, total_MN = np.empty_like(values_MNC), np.empty((members, n))
     bad_MN, zeros = np.zeros((members, n), dtype=bool), 0
     step = max(BLOCK // (members * width), 1)
     for rows in (slice(start, start + step) for start in range(0, n, step)):

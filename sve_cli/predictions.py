@@ -24,7 +24,7 @@ class Predictions:
     """The members' outputs on one data set.
 
     Attributes:
-        logits_MNC: float32; where `mask_NC` is False the value is ignored.
+        logits_MNC: float32, log-probabilities of another tool perhaps float64; where `mask_NC` is False the value is ignored.
         labels_N: int64; -1 where the label is unknown or the sample is out of distribution.
         ids_N: one stable string per sample; comparisons are paired on it.
         mask_NC: bool, False where an option does not exist; None: every option exists.

@@ -21,6 +21,8 @@ AGGREGATES = ("probs", "logits")
 WEIGHTED = "weighted"  # as a setting; fitted, it is "weighted:w0,w1,…", one weight a member
 ROUNDING = 1e-14  # a mutual information below this is the rounding of a difference of entropies, and counts as 0
 VANISHING = -690.0  # log of a probability near the smallest that float64 holds with all its digits
+DIGITS = 13  # decimals of a probability beyond which two are equal: stated ones pass through a logarithm and back
+NEAR = 1e-6  # of 1: there every digit counts
 BLOCK_ELEMENTS = 2_000_000  # numbers of one block of bootstrap weights: 16 MB, whatever N and R are
 
 
@@ -227,6 +229,12 @@ def ensemble_uncertainty(
         scale_N = np.where(scale_N > 0, scale_N, 1.0)  # one option: the entropy is 0 already
         total_N, expected_N, mutual_N = total_N / scale_N, expected_N / scale_N, mutual_N / scale_N
     return Uncertainty(log_probs_NC, total_N, expected_N, mutual_N)
+
+
+def tied(probability_N: np.ndarray) -> np.ndarray:
+    """Probabilities without the last digits, so that equal ones are equal; those within 1e-6 of 0 or 1 as they are."""
+    inner_N = (probability_N > NEAR) & (probability_N < 1.0 - NEAR)
+    return np.where(inner_N, np.round(probability_N, DIGITS), probability_N)
 
 
 def energy(logits_NC: np.ndarray, mask_NC: np.ndarray | None) -> np.ndarray:

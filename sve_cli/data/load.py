@@ -65,13 +65,13 @@ def load_data(spec: DataSpec, modality: str, seed: int, limit: int | None = None
 
 
 def load_samples(
-    name: str, spec: DataSpec, modality: str, default_split: str = "test", classes: list[str] | None = None
+    name: str, spec: DataSpec, modality: str, default_split: str = "test", classes: list[str] | None = None, labels: bool = True
 ) -> Samples:
     """One more set, for OOD detection or a second evaluation: 'set', 'set:split' or a path.
 
     Columns are called as in `spec`. Labels are mapped by name to `classes` (default: `spec.classes`, else the set's own);
     those that are not among them, or not given at all, become -1. 'held_out_classes' is the samples of the recipe's own test
-    split whose class `spec.classes` leaves out.
+    split whose class `spec.classes` leaves out. Without `labels` all are -1, whatever the label column holds.
 
     Raises:
         DataError: the set, the split or the input column does not exist.
@@ -90,16 +90,17 @@ def load_samples(
     inputs = read_inputs(raw, _with_known_columns(spec, raw.table.column_names), modality)
     labels_N, names = np.full(len(ids), UNKNOWN_LABEL, dtype=np.int64), []
     soft_NC = None
+    labels = labels and spec.label in raw.table.column_names
     if modality == "multiple_choice":
-        if spec.label in raw.table.column_names:
+        if labels:
             labels_N = choice_labels(raw, spec.label, list(inputs["choices"]), option_keys(raw, spec.choices))
     else:
         own: list[str] = []
-        if spec.label in raw.table.column_names:
+        if labels:
             labels_N, own = coded_labels(raw, spec.label)
         names = classes or spec.classes or own
         labels_N = mapped_labels(labels_N, own, names)
-        soft_NC = read_soft_labels(raw, own, names)
+        soft_NC = read_soft_labels(raw, own, names) if labels else None
     slices = read_slices(raw, spec.slices, strict=same, inputs=inputs)
     return Samples(dataset, raw.split, inputs, labels_N, ids, list(names), slices, soft_NC, modality)  # type: ignore[arg-type]
 
@@ -211,17 +212,19 @@ def _read(source: Source, spec: DataSpec, need: tuple[str, ...], hold_out: bool)
                 f"The data has no {role} split: {missing}; there is {', '.join(source.splits)}.",
                 f"Name one under data.splits.{role}: a split of this set, 'set:split', or a file.",
             )
-        raws[role] = _read_split(source, split, spec, f"data.splits.{role}")
+        raws[role] = _read_split(source, split, spec, role)
     return raws
 
 
-def _read_split(source: Source, split: str, spec: DataSpec, key: str) -> RawSplit:
-    """A split of the source, or a file or 'set:split' named in its place."""
+def _read_split(source: Source, split: str, spec: DataSpec, role: str) -> RawSplit:
+    """A split of the source, or a file or 'set:split' named in its place; a file that is no split is the split of its role."""
+    key = f"data.splits.{role}"
     if split in source.splits:
         return source.read(split, key)
     name, inner = split_name(split)
     other = open_source(name, spec)
-    return other.read(inner if inner is not None else other.splits[0], key)
+    raw = other.read(inner if inner is not None else other.splits[0], key)
+    return replace(raw, split=role) if other.unsplit else raw
 
 
 def _classes(raws: dict[str, RawSplit], source: Source, spec: DataSpec, modality: str) -> tuple[list[str], list[str]]:
@@ -234,7 +237,7 @@ def _classes(raws: dict[str, RawSplit], source: Source, spec: DataSpec, modality
     raw = raws.get("train") or next(iter(raws.values()))
     untold = raw.class_names(spec.label) is None or raw.dataset != spec.name
     if "train" not in raws and untold and _exists(spec.splits.train, source):
-        raw = _read_split(source, spec.splits.train, spec, "data.splits.train")
+        raw = _read_split(source, spec.splits.train, spec, "train")
     _, names = coded_labels(raw, spec.label)
     return chosen_classes(names, spec.classes, raw.where), names
 

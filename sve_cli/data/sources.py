@@ -93,15 +93,19 @@ def open_source(name: str, spec: DataSpec, config: str | None = None, revision: 
 
 def _from_path(name: str, path: Path, spec: DataSpec) -> Source:
     strings = tuple(c for c in (spec.text, spec.text_pair, spec.question, spec.choices, "context", "id", *spec.slices) if c)
+
+    def read(split: str, paths: list[Path]) -> RawSplit:
+        return _read_files(name, split, paths, strings, spec.label)
+
     if path.is_file():
         if path.suffix not in TABLE_SUFFIXES:
             raise DataError(f"'{path}' is not a {', '.join(TABLE_SUFFIXES)} file.", "Convert it, or name a folder.")
-        return Source(name, ["train"], lambda split: _read_files(name, split, [path], strings), unsplit=True)
+        return Source(name, ["train"], lambda split: read(split, [path]), unsplit=True)
     files = _split_files(path)
     if not files and (path / "data").is_dir():
         files = _split_files(path / "data")
     if files:
-        return Source(name, sorted(files), lambda split: _read_files(name, split, files[split], strings))
+        return Source(name, sorted(files), lambda split: read(split, files[split]))
     folders = _split_folders(path)
     if folders:
         return Source(
@@ -138,8 +142,8 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     return {"train": folder} if image_files(folder) or any(image_files(p) for p in inner) else {}
 
 
-def _read_files(name: str, split: str, paths: list[Path], strings: tuple[str, ...]) -> RawSplit:
-    tables = [read_table(path, strings) for path in paths]
+def _read_files(name: str, split: str, paths: list[Path], strings: tuple[str, ...], label: str) -> RawSplit:
+    tables = [read_table(path, strings, label) for path in paths]
     try:
         table = tables[0] if len(tables) == 1 else pa.concat_tables(tables)
     except pa.ArrowInvalid as error:

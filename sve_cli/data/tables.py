@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,10 @@ from sve_cli.errors import DataError
 from sve_cli.registry import nearest
 from sve_cli.samples import SUFFIXES as IMAGE_SUFFIXES
 
+_WHOLE = re.compile(r"\s*-?(0|[1-9][0-9]{0,17})\s*")
+_NUMBER = re.compile(r"\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*")
+_FRACTION = re.compile(r"[.eE]")
+_NULLS = frozenset(pyarrow.csv.ConvertOptions().null_values)
 TABLE_SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 
@@ -91,8 +96,8 @@ def features_of(table: pa.Table) -> dict[str, Any]:
     return features if isinstance(features, dict) else {}
 
 
-def read_table(path: Path, string_columns: tuple[str, ...] = ()) -> pa.Table:
-    """Read one file; `string_columns` stay text in csv files, whatever they look like.
+def read_table(path: Path, string_columns: tuple[str, ...] = (), label: str = "") -> pa.Table:
+    """Read one file. In csv files `string_columns` stay text, whatever they look like, and `label` unless all of it is numbers.
 
     Raises:
         DataError: the file cannot be read.
@@ -102,19 +107,38 @@ def read_table(path: Path, string_columns: tuple[str, ...] = ()) -> pa.Table:
             with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import all of arrow's data set machinery
                 return file.read()
         if path.suffix in (".csv", ".tsv"):
-            return _read_csv(path, string_columns)
+            return _read_csv(path, string_columns, label)
         return _read_json(path)
     # ValueError: broken JSON or encoding; the others: numbers beyond 64 bits, and brackets without end.
     except (pa.ArrowException, OSError, ValueError, OverflowError, RecursionError) as error:
         raise DataError(f"Cannot read '{path}': {error}", "Open the file and repair the place that is named.") from error
 
 
-def _read_csv(path: Path, string_columns: tuple[str, ...]) -> pa.Table:
-    return pyarrow.csv.read_csv(
+def _read_csv(path: Path, string_columns: tuple[str, ...], label: str) -> pa.Table:
+    types = {name: pa.string() for name in (*string_columns, label) if name}
+    table = pyarrow.csv.read_csv(
         path,
         parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in string_columns}),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     )
+    if label in string_columns or table.column_names.count(label) != 1:
+        return table
+    place = table.column_names.index(label)
+    return table.set_column(place, label, _numbers_or_text(table.column(place)))
+
+
+def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Labels that are all whole numbers, or all numbers, as such; else as they are written: `True` of one split is that of another.
+
+    Arrow's own guess would make 1 of 01, and `true` of True in the one split that has nothing else.
+    """
+    texts = [None if text in _NULLS else text for text in column.to_pylist()]
+    known = [text for text in texts if text is not None]
+    if known and all(_WHOLE.fullmatch(text) for text in known):
+        return pa.chunked_array([pa.array([None if text is None else int(text) for text in texts], pa.int64())])
+    if known and all(_NUMBER.fullmatch(text) for text in known) and any(_FRACTION.search(text) for text in known):
+        return pa.chunked_array([pa.array([None if text is None else float(text) for text in texts])])
+    return column
 
 
 def _read_json(path: Path) -> pa.Table:

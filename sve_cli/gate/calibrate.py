@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MappingProxyType
 
 import numpy as np
 
@@ -43,8 +44,19 @@ class Learned:
     before: float | None = None
 
 
-def learn(key: str, direction: Direction, values: Sequence[float], quantile: float = 1.0, before: float | None = None) -> Learned:
+def learn(
+    key: str,
+    direction: Direction,
+    values: Sequence[float],
+    quantile: float = 1.0,
+    before: float | None = None,
+    parts: Sequence[Sequence[float]] = (),
+) -> Learned:
     """The slack of one metric: the given quantile (1: the largest) of the pairwise worsening, rounded up to two digits.
+
+    Args:
+        parts: the values of each evaluation in several places, where the gate judges each of them and `values` are the worst: a
+            pair's worsening is then the largest of the places'.
 
     Raises:
         SveError: fewer than two values, one that is not finite, a quantile outside 0 to 1, or a metric without a better side.
@@ -55,9 +67,10 @@ def learn(key: str, direction: Direction, values: Sequence[float], quantile: flo
         raise SveError(f"The quantile lies above 0 and at most at 1, it is not {quantile:g}.", "1 takes the largest worsening.")
     if direction == "none":
         raise SveError(f"'{key}' has no better side, so it cannot get a slack.", "Name other metrics.")
-    if not all(math.isfinite(value) for value in values):
+    rows = list(parts) or [[value] for value in values]
+    if not all(math.isfinite(value) for row in rows for value in row):
         raise SveError(f"'{key}' is not a finite number in every evaluation.", "Name other metrics.")
-    gaps = [abs(one - other) for one, other in combinations(values, 2)]
+    gaps = [max(abs(x - y) for x, y in zip(one, other, strict=True)) for one, other in combinations(rows, 2)]
     chosen = float(np.quantile(gaps, quantile, method="higher"))
     return Learned(
         key, direction, list(values), len(gaps), float(np.median(gaps)), max(gaps), _rounded_up(chosen), before
@@ -65,20 +78,32 @@ def learn(key: str, direction: Direction, values: Sequence[float], quantile: flo
 
 
 def learn_all(
-    evaluations: Sequence[Mapping[str, MetricValue]], keys: Sequence[str], quantile: float, gates: Mapping[str, GateSpec]
+    evaluations: Sequence[Mapping[str, MetricValue]],
+    keys: Sequence[str],
+    quantile: float,
+    gates: Mapping[str, GateSpec],
+    parts: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Learned]:
-    """`learn` for every address in `keys`; `gates`: of the file that is updated.
+    """`learn` for every address in `keys`.
+
+    Args:
+        gates: of the file that is updated.
+        parts: the addresses that one such as slice.worst.nll stands for.
 
     Raises:
         SveError: see `learn`; an address that an evaluation does not have; a slack that reaches the gate's `detect`.
     """
     found = []
     for key in keys:
+        places = parts.get(key) or [key]
         for table in evaluations:
-            if key not in table:
-                raise SveError(f"Not every evaluation has a metric '{key}'.", f"They have: {', '.join(sorted(table)[:30])}.")
-        gate = gates.get(key, GateSpec())
-        learned = learn(key, evaluations[0][key].direction, [table[key].value for table in evaluations], quantile, gate.slack)
+            if missing := [place for place in places if place not in table]:
+                hint = f"They have: {', '.join(sorted(table)[:30])}."
+                raise SveError(f"Not every evaluation has a metric '{missing[0]}'.", hint)
+        gate, direction = gates.get(key, GateSpec()), evaluations[0][places[0]].direction
+        rows = [[table[place].value for place in places] for table in evaluations]
+        worst = [min(row) if direction == "higher" else max(row) for row in rows]
+        learned = learn(key, direction, worst, quantile, gate.slack, rows)
         if gate.detect is not None and gate.detect <= learned.slack:
             raise SveError(
                 f"The slack learned for '{key}' is {learned.slack:g}, and its gate must detect {gate.detect:g}: it never could.",

@@ -12,7 +12,7 @@ import numpy as np
 from sve_cli.errors import SveError
 from sve_cli.metrics.distribution import KEPT, Distribution, row_blocks
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.statistics import ensemble_uncertainty, log_option_counts, log_softmax, require_usable
+from sve_cli.statistics import ensemble_uncertainty, log_option_counts, log_softmax, require_usable, tied
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _per_sample(predictions: Predictions, how: str) -> tuple[dict[str, Any], Dis
         found = ensemble_uncertainty(logits_MNC[:, rows], mask_BC, how, None if scale_N is None else scale_N[rows])
         probs_BC = np.exp(found.log_probs_NC)
         predicted_B, index = found.log_probs_NC.argmax(axis=1), np.arange(len(probs_BC))
-        confidence_B, label_B = probs_BC[index, predicted_B], labels_N[rows]
+        confidence_B, label_B = tied(probs_BC[index, predicted_B]), labels_N[rows]
         probs_BC[index, label_B] -= 1.0  # an unknown label is -1: its row is not used
         unknown_B = label_B == UNKNOWN_LABEL
         for name, values in (

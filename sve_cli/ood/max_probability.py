@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.predictions import Predictions
-from sve_cli.statistics import mean_log_probs
+from sve_cli.statistics import mean_log_probs, tied
 
 
 class MaxProbability:
@@ -17,4 +17,4 @@ class MaxProbability:
     def score(self, predictions: Predictions, aggregate: str = "probs") -> np.ndarray:
         """Score the samples -> (N,)."""
         log_probs_NC = mean_log_probs(predictions.logits_MNC, predictions.mask_NC, aggregate)
-        return -np.expm1(log_probs_NC.max(axis=1))  # keeps the order of confidences that round to 1
+        return tied(-np.expm1(log_probs_NC.max(axis=1)))  # keeps the order of confidences that round to 1

@@ -15,6 +15,7 @@ from sve_cli.recipe import EvaluateSpec
 from sve_cli.rundir import RunDir, write_text
 from sve_cli.workflows.evaluate import evaluate
 from sve_cli.workflows.gate_sides import Judged, compared_by_default, judge_predictions, judge_run, same_classes
+from sve_cli.workflows.gate_slices import worst_addresses
 from sve_cli.workflows.session import Log, run_recipe
 
 
@@ -73,7 +74,8 @@ def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: G
     tables = [side.report.addresses() for side in sides]
     keys = list(metrics) or [key for key, gate in (file.gates if file else {}).items() if gate.compares]
     keys = keys or compared_by_default(sides[0])
-    learned = gates.learn_all(tables, keys, quantile, file.gates if file else {})
+    worst = {key: worst_addresses(sides[0].report, key) for key in keys if key not in tables[0]}
+    learned = gates.learn_all(tables, keys, quantile, file.gates if file else {}, worst)
     alike = [
         f"'{side.name}' gives the same numbers as '{sides[i].name}' in every metric: is it another evaluation?"
         for k, side in enumerate(sides)

@@ -106,11 +106,9 @@ class Session:
             if samples is None:
                 raise DataError(f"The {name} split was not loaded.")
         else:
-            samples = load_samples(name, self.recipe.data, self.task.modality, "test", None)
+            samples = load_samples(name, self.recipe.data, self.task.modality, labels=False)
             if self.limit is not None:
                 samples = limited(samples, self.limit, self.recipe.seed if self.recipe.data.seed is None else self.recipe.data.seed)
-            # Labels of another set mean nothing here, nor do their distributions.
-            samples = replace(samples, labels_N=samples.labels_N * 0 - 1, soft_labels_NC=None)
         if name not in self.encoded:
             augment = self.recipe.data.augment if name == "train" else "none"
             self.encoded[name] = self.task.encode(samples, augment)

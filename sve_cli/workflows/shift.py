@@ -136,7 +136,7 @@ def _second_set(session: Session, name: str, limit: int | None) -> _Other:
         DataError: it does not exist, has no labels, or has other classes.
     """
     recipe, kind = session.recipe, session.task.modality
-    samples = load_samples(name, replace(recipe.data, classes=None), kind, "test", None)
+    samples = load_samples(name, replace(recipe.data, classes=None), kind)
     labels_N, own, classes = samples.labels_N, samples.classes, list(session.task.classes)
     if not (labels_N != UNKNOWN_LABEL).any():
         raise DataError(f"No row of the set '{name}' has a label.", "What can be said without labels: sve ood RUN --sets NAME")

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from sve_cli.data import load_data
+from sve_cli.data import load_data, load_samples
 from sve_cli.errors import DataError
 from sve_cli.recipe.spec import DataSpec, SplitSpec
 
@@ -75,3 +75,60 @@ def test_cifar10_judged_on_cifar10h() -> None:
     assert data.train.soft_labels_NC is None and data.test.classes == data.train.classes and data.test.dataset == "cifar10h"
     assert (data.test.soft_labels_NC.argmax(axis=1) == data.test.labels_N).mean() > 0.97
     assert len({bytes(i) for i in data.train.inputs["image"]} & {bytes(i) for i in data.test.inputs["image"]}) == 0
+
+
+def test_files_in_the_place_of_splits_are_the_split_of_their_role(home: Path) -> None:
+    for name in ("a", "b"):
+        write(home, name, CLASSES, [0, 1, 2] * 4)
+    files = SplitSpec(train=str(home / "a.parquet"), validation=None, test=str(home / "b.parquet"))
+    data = load_data(DataSpec("home", splits=files), "text", seed=0)
+    assert data.train is not None and data.test is not None and data.test.split == "test"
+    assert data.test.ids_N[0] == "test-0" and not set(data.test.ids_N) & set(data.train.ids_N)
+
+
+@pytest.mark.parametrize("modality", ["text", "multiple_choice"])
+def test_a_set_that_is_read_without_its_labels_may_have_any(home: Path, modality: str) -> None:
+    columns = {
+        "text": ["a", "b"],
+        "question": ["a", "b"],
+        "choices": [["x", "y"]] * 2,
+        "label": [0.5, 4.8],
+        "human_probs": [[1.0], None],
+    }
+    pyarrow.parquet.write_table(pa.table(columns), home / "scores.parquet")
+    found = load_samples(str(home / "scores.parquet"), DataSpec("home"), modality, labels=False)
+    assert found.labels_N.tolist() == [-1, -1] and found.soft_labels_NC is None
+    with pytest.raises(DataError, match="holds double values|its label is"):
+        load_samples(str(home / "scores.parquet"), DataSpec("home"), modality)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "classes", "codes"),
+    [
+        (["True", "False"], ["True", "maybe", "False"], None, None),
+        (["True", "False", "maybe"], ["True", "True"], ["False", "True", "maybe"], [1, 1]),
+        (["01", "02", "A1"], ["02", "01"], ["01", "02", "A1"], [1, 0]),
+        (["0", "2", "1"], ["2", "", "NA"], ["0", "1", "2"], [2, -1, -1]),
+        (["0", "NA", "1"], ["-1", "1"], ["0", "1"], [-1, 1]),
+        (["2024-01-01", "other"], ["2024-01-01"], ["2024-01-01", "other"], [0]),
+    ],
+)
+def test_labels_of_csv_files_mean_the_same_in_every_split(
+    home: Path, train: list[str], test: list[str], classes: list[str] | None, codes: list[int] | None
+) -> None:
+    for name, labels in (("train", train * 4), ("test", test)):
+        (home / "csv").mkdir(exist_ok=True)
+        (home / "csv" / f"{name}.csv").write_text("text,label\n" + "".join(f"a{i},{y}\n" for i, y in enumerate(labels)))
+    spec = DataSpec("csv", splits=SplitSpec(validation=None))
+    if classes is None:
+        with pytest.raises(DataError, match="Label 'maybe' .* does not occur"):
+            load_data(spec, "text", seed=0)
+        return
+    data = load_data(spec, "text", seed=0)
+    assert data.test is not None and data.test.classes == classes and data.test.labels_N.tolist() == codes
+
+
+def test_numbers_that_are_no_classes_are_refused_in_csv_files_too(home: Path) -> None:
+    (home / "train.csv").write_text("text,label\na,0.5\nb,1\nc,2e3\n")
+    with pytest.raises(DataError, match="holds double values"):
+        load_samples(str(home / "train.csv"), DataSpec("home"), "text")

@@ -85,3 +85,22 @@ def test_a_new_file_says_where_it_comes_from() -> None:
     text = new_gate_file({"nll": 0.01, "slice.domain.a b.nll": 0.0}, ["From a and b.", "two\nlines"])
     assert text.startswith("# From a and b.\n# two\n# lines\n")
     assert {key: gate.slack for key, gate in parse_gates(text, "g").gates.items()} == {"nll": 0.01, "slice.domain.a b.nll": 0.0}
+
+
+def test_the_worst_slice_is_allowed_what_any_slice_needs() -> None:
+    rows = [{"a": (0.9, 0.5), "b": (0.7, 0.8)}, {"a": (0.6, 0.52), "b": (0.69, 0.81)}]
+    tables = [
+        {
+            f"slice.x.{v}.{key}": MetricValue(n, 10, d, "")
+            for v, pair in row.items()
+            for key, n, d in zip(("accuracy", "nll"), pair, ("higher", "lower"), strict=True)
+        }
+        for row in rows
+    ]
+    worst = {f"slice.worst.{key}": [f"slice.x.{v}.{key}" for v in "ab"] for key in ("accuracy", "nll")}
+    accuracy, nll = learn_all(tables, list(worst), 1.0, {}, worst)
+    assert accuracy.values == [0.7, 0.6] and accuracy.slack == 0.3, "slice a fell by 0.3, the worst of both by 0.1"
+    assert nll.values == [0.8, 0.81] and nll.slack == 0.02
+    del tables[1]["slice.x.b.nll"]
+    with pytest.raises(SveError, match="has a metric 'slice.x.b.nll'"):
+        learn_all(tables, ["slice.worst.nll"], 1.0, {}, worst)

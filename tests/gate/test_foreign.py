@@ -12,6 +12,8 @@ import pytest
 from sve_cli.errors import SveError
 from sve_cli.foreign import open_predictions, read_foreign
 from sve_cli.metrics.aggregate import aggregate
+from sve_cli.ood.detection import auroc_ood
+from sve_cli.registry import METRICS, OOD_SCORES
 
 PROBS = np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.25, 0.25, 0.5], [0.0, 0.0, 1.0]])
 LABELS = [0, 1, 1, 2]
@@ -128,3 +130,16 @@ def test_a_damaged_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.npz").write_bytes(bytes(raw))
     with pytest.raises(SveError, match="Cannot read"):
         open_predictions(tmp_path / "a.npz")
+
+
+def test_probabilities_that_are_stated_as_equal_stay_equal(tmp_path: Path) -> None:
+    rest = np.array([[0.4, 0.0, 0.0], [0.3, 0.1, 0.0], [0.2, 0.1, 0.1], [0.13, 0.13, 0.14], [0.39, 0.005, 0.005]])
+    probs = np.concatenate([np.full((5, 1), 0.6), rest], axis=1)
+    np.savez(tmp_path / "a.npz", probs=probs, labels=[0, 0, 0, 1, 1])
+    np.savez(tmp_path / "o.npz", probs=probs[::-1].copy(), labels=[-1] * 5)
+    found, other = read_foreign(tmp_path / "a.npz")[0], read_foreign(tmp_path / "o.npz")[0]
+    view = aggregate(found)
+    assert set(view.confidence_N) == {0.6}, "one value, which lies on the edge of two of 15 bins"
+    assert METRICS.resolve("ece_top1_w15").compute(view) == pytest.approx(0.0, abs=1e-12)
+    scores = [OOD_SCORES.resolve("max_probability")().score(side) for side in (found, other)]
+    assert auroc_ood(*scores) == 0.5 and len(set(np.concatenate(scores))) == 1

@@ -137,3 +137,25 @@ def test_ids_that_repeat_do_not_move_samples_between_slices(sve: Any, tmp_path: 
     out = sve("evaluate", "--predictions", tmp_path / "p.csv", "--bootstrap", 40, "--gate", "g.yaml", "--json", code=3)
     [check] = json.loads(out)["gate"]["checks"]
     assert check["value"] == 0.5 and check["n"] == 100
+
+
+def test_slack_of_the_worst_slice_is_learned(sve: Any, files: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "g.yaml").write_text(FAST + "gates:\n  slice.worst.city.nll: {slack: 9}  # all\n")
+    found = sve.json("gate", "calibrate", files["new"], files["worse"], "--gate", "g.yaml", "--overwrite")["learned"]
+    reports = [sve.json("evaluate", "--predictions", files[name], "--bootstrap", 0) for name in ("new", "worse")]
+    nll = [
+        {
+            part["value"]: part["metrics"]["nll"]["value"]
+            for part in report["slices"]
+            if part["column"] == "city" and part["metrics"]
+        }
+        for report in reports
+    ]
+    assert len(nll[0]) == 3 and found[0]["values"] == [max(values.values()) for values in nll]
+    assert found[0]["largest"] == pytest.approx(max(abs(nll[1][city] - value) for city, value in nll[0].items()), abs=1e-12)
+    text = (tmp_path / "g.yaml").read_text()
+    assert f"slice.worst.city.nll: {{slack: {found[0]['slack']:.12g}}}  # all" in text
+    sve("evaluate", "--predictions", files["worse"], "--bootstrap", 20, "--gate", "g.yaml", "--baseline", files["new"])
+    sve.check_refuses(
+        "gate", "calibrate", files["new"], files["worse"], "--metrics", "slice.worst.town.nll", saying="slice.worst.town.nll"
+    )

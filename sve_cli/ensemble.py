@@ -7,7 +7,7 @@ member-major: row m·B + b belongs to member m.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -64,6 +64,14 @@ class MemberContext:
     called: set[str] = field(default_factory=set)
 
 
+class MixedMembers(CheckpointError):
+    """A layer's rows are not blocks, one a member. `layer`: its name."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__(f"The rows of layer '{layer}' are not those of the batch.", "Set train.member_execution: sequential.")
+        self.layer = layer
+
+
 class MemberLinear(nn.Module):
     """A matrix layer with one version per member. Methods implement `forward_MNI` and `merged`."""
 
@@ -80,6 +88,8 @@ class MemberLinear(nn.Module):
         self.context.called.add(self.view.name)
         if self._merged is not None:
             return self.view.apply_native(x, *self._merged)
+        if x.shape[0] % len(self.context.members):
+            raise MixedMembers(self.view.name)
         x_MNI, fold = self.view.rows(x, len(self.context.members))
         return fold(self.forward_MNI(x_MNI))
 
@@ -260,17 +270,18 @@ class Ensemble(nn.Module):
             own |= {f"heads.{n}": p for n, p in self.heads.named_parameters()}
         return own
 
-    def state(self) -> dict[str, Tensor]:
-        """The trained state: what `ensemble.safetensors` holds."""
-        return {name: p.detach().clone().contiguous() for name, p in self._stored().items()}
+    def state(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """The trained state: what `ensemble.safetensors` holds; a copy of these of its tensors, or of all."""
+        stored = self._stored()
+        return {name: p.detach().clone().contiguous() for name, p in stored.items() if names is None or name in names}
 
-    def load_trained(self, state: Mapping[str, Tensor]) -> None:
-        """Put a trained state in place.
+    def load_trained(self, state: Mapping[str, Tensor], only: Collection[str] | None = None) -> None:
+        """Put a trained state, or the tensors `only` of one, in place.
 
         Raises:
             CheckpointError: a tensor is missing, left over or of another shape; nothing is re-initialised.
         """
-        own = self._stored()
+        own = {name: p for name, p in self._stored().items() if only is None or name in only}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise CheckpointError(
@@ -384,17 +395,3 @@ def keyed_generator(seed: int, *key: object) -> torch.Generator:
     """A generator for one purpose: every random draw is keyed by (seed, purpose, member, epoch), never by call order."""
     digest = hashlib.sha256(repr((seed, *key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
-def check_all_called(ensemble: Ensemble) -> None:
-    """Refuse a network that reads the weights of a target directly instead of calling the layer.
-
-    Raises:
-        CheckpointError: a target was never called in the forward passes so far.
-    """
-    silent = [linear.view.name for linear in ensemble.member_linears() if linear.view.name not in ensemble.context.called]
-    if silent:
-        raise CheckpointError(
-            f"The network never calls its layer '{silent[0]}' ({len(silent)} such), so that its members would all be the base.",
-            "Leave it out with method.exclude.",
-        )

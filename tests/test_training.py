@@ -14,13 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sve_cli.ensemble import Round, check_all_called
+from sve_cli.ensemble import Round
 from sve_cli.errors import CheckpointError, DivergenceError
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.registry import METHODS
 from sve_cli.tasks.common import TokenisedText
-from sve_cli.training import Checkpointer, epoch_batches, learning_rate_factor, mean_nll, round_steps
+from sve_cli.training import Checkpointer, check_all_called, epoch_batches, learning_rate_factor, mean_nll, round_steps
+from sve_cli.training.update import clip_members, decay_members
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -174,14 +175,13 @@ def test_each_role_has_its_own_learning_rate(lab: Any) -> None:
 
 def test_clipping_limits_each_member_alone(lab: Any) -> None:
     built = lab.build("bert")
-    trainer = built.trainer(TrainSpec(clip=1.0, precision="float32"))
     parameters = built.ensemble.trainable().values()
     for parameter in parameters:
         parameter.grad = torch.zeros_like(parameter)
         parameter.grad[0] = 3.0
         parameter.grad[1] = 1e-6
         parameter.grad[2] = 0.5
-    trainer._clip(Round((0, 1, 2)))
+    clip_members(built.ensemble, (0, 1, 2), 1.0)
     norms = [math.sqrt(sum(float(p.grad[m].square().sum()) for p in parameters)) for m in range(3)]
     numbers = sum(p[0].numel() for p in parameters)
     assert norms == pytest.approx([1.0, 1e-6 * math.sqrt(numbers), 1.0], rel=1e-4)
@@ -189,15 +189,14 @@ def test_clipping_limits_each_member_alone(lab: Any) -> None:
 
 def test_clipping_leaves_members_of_other_rounds_alone_and_small_gradients_as_they_are(lab: Any) -> None:
     built = lab.build("bert")
-    trainer = built.trainer(TrainSpec(clip=1.0, precision="float32"))
     parameters = built.ensemble.trainable().values()
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 3.0)
-    trainer._clip(Round((1,)))
+    clip_members(built.ensemble, (1,), 1.0)
     assert all(torch.equal(p.grad[[0, 2]], torch.full_like(p.grad[[0, 2]], 3.0)) for p in parameters)
     assert math.sqrt(sum(float(p.grad[1].square().sum()) for p in parameters)) == pytest.approx(1.0, rel=1e-4)
     before = [p.grad.mul_(0.1).clone() for p in parameters]
-    trainer._clip(Round((1,)))
+    clip_members(built.ensemble, (1,), 1.0)
     assert all(torch.equal(p.grad, b) for p, b in zip(parameters, before, strict=True))
 
 
@@ -207,7 +206,7 @@ def test_decay_leaves_members_of_other_rounds_alone(lab: Any) -> None:
     before = built.ensemble.state()
     for parameter in built.ensemble.trainable().values():
         parameter.grad = torch.zeros_like(parameter)
-    trainer._decay(Round((1,)), 1.0)
+    decay_members(built.ensemble, (1,), trainer.spec, trainer._base_lr, 1.0)
     for name, tensor in built.ensemble.state().items():
         assert torch.equal(tensor[[0, 2]], before[name][[0, 2]])
     head = built.ensemble.state()["heads.weight_MCF"]

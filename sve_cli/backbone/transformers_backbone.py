@@ -42,11 +42,13 @@ class TransformersBackbone(Backbone):
 
     def max_length(self) -> int:
         """Longest input in tokens: the recipe's as far as the checkpoint goes, or the checkpoint's own limit, at most 512."""
-        own = int(self.tokenizer.model_max_length)
+        return min(self.spec.max_length or 512, self.limit())
+
+    def limit(self) -> int:
+        """Longest input in tokens that the tokenizer and the network take."""
         positions = getattr(self.network.config, "max_position_embeddings", None)
-        if isinstance(positions, int):
-            own = min(own, positions)
-        return min(self.spec.max_length or 512, own)
+        own = int(self.tokenizer.model_max_length)
+        return min(own, positions) if isinstance(positions, int) and positions > 0 else own  # XLNet says -1: without limit
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         config: Any = copy.deepcopy(self.network.config)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import block_of, replace_module
-from sve_cli.ensemble import MemberContext
+from sve_cli.ensemble import MemberContext, MixedMembers
 from sve_cli.errors import CheckpointError
 
 
@@ -37,6 +37,8 @@ class MemberNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         members = [self.context.merged] if self.context.merged is not None else list(self.context.members)
+        if x.shape[0] % len(members):
+            raise MixedMembers(self.name)
         y = self.plain[0](x)
         shape = (len(members), *[1] * (y.ndim - 1), y.shape[-1])
         unfolded = y.reshape(len(members), -1, *y.shape[1:])

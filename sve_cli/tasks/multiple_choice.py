@@ -71,8 +71,10 @@ class MultipleChoice(Task):
 
     def max_length(self) -> int:
         """Longest prompt in tokens."""
-        positions = int(getattr(self.backbone.network.config, "max_position_embeddings", 512))
-        own = min(int(self.backbone.transform.model_max_length), positions)
+        from sve_cli.backbone.transformers_backbone import TransformersBackbone  # late: it imports transformers
+
+        assert isinstance(self.backbone, TransformersBackbone)
+        own = self.backbone.limit()
         return min(self.backbone.spec.max_length or min(own, 512), own)
 
 

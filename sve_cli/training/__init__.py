@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sve_cli.training.dropout import member_dropout
+from sve_cli.training.execution import check_all_called, path_gap, runnable
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
@@ -15,10 +16,13 @@ __all__ = [
     "Objective",
     "Trainer",
     "Validate",
+    "check_all_called",
     "epoch_batches",
     "learning_rate_factor",
     "mean_nll",
     "member_dropout",
+    "path_gap",
     "round_steps",
+    "runnable",
     "training_precision",
 ]

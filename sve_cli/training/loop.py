@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
@@ -20,16 +20,18 @@ import torch
 from torch import Tensor
 
 from sve_cli.allocator import kept_pages
-from sve_cli.ensemble import Ensemble, ParameterGroup, Round, check_all_called, keyed_generator
+from sve_cli.ensemble import Ensemble, ParameterGroup, Round, keyed_generator
 from sve_cli.errors import DivergenceError
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, tensor_to
 from sve_cli.training.dropout import member_dropout
+from sve_cli.training.execution import check_all_called, runnable
 from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.prefix import Prefix, prefix_of
 from sve_cli.training.recompute import recomputed
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
+from sve_cli.training.update import clip_members, decay_members
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
 
@@ -111,6 +113,7 @@ class Trainer:
 
     def _fit(self) -> Fit:
         resume = self._restore()
+        self._settle()
         if self.features is None and self.total_steps:
             self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
         first_step = self.done_steps
@@ -123,6 +126,11 @@ class Trainer:
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
         return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter)
 
+    def _settle(self) -> None:
+        """Members run one after another where the network cannot compute them in one pass."""
+        if self.features is None and self.total_steps:
+            self.spec = runnable(self.spec, self.ensemble, self.train, self.device, self.dtype, self.log.warn)
+
     def _steps_of(self, r: Round) -> int:
         return round_steps(self.spec, r, self.batches_per_epoch)
 
@@ -133,12 +141,15 @@ class Trainer:
             DivergenceError: the loss is not finite.
             CheckpointError: a target layer is never called by the network.
         """
+        self._settle()
         r = self.rounds[0]
-        keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
-        part = [epoch_batches(self.train, self.spec.batch_size, self.seed, k, 0)[0] for k in keys]
         self.ensemble.set_training(True)
-        loss_M = self._loss(r.members, part, (0, 0, 0))
-        loss_M.sum().backward()
+        loss_M = torch.zeros(len(r.members))
+        for members, part, start, _ in self._passes(r, [b[0] for b in self._batches(r, self.seed, 0)]):
+            if start == 0:  # as much at once as in a step
+                own_M = self._loss(members, part, (0, 0, 0))
+                own_M.sum().backward()
+                loss_M[[r.members.index(m) for m in members]] = own_M.detach().cpu()
         for parameter in self.ensemble.trainable().values():
             parameter.grad = None
         check_all_called(self.ensemble)
@@ -168,7 +179,7 @@ class Trainer:
             self._epoch(number, r, epoch, total)
         self.ensemble.on_progress(1.0)
         if self.spec.select == "validation_nll" and not r.keep_last and self.best[self.objective.selects] is not None:
-            self.ensemble.load_trained({**self.ensemble.state(), **self.best_state})
+            self.ensemble.load_trained(self.best_state, only=set(self.best_state))
         self.finished.append({"round": number, **self.best})
 
     def _base_lr(self, group: ParameterGroup) -> float:
@@ -180,8 +191,7 @@ class Trainer:
 
     def _epoch(self, number: int, r: Round, epoch: int, total: int) -> None:
         began = time.monotonic()
-        keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
-        batches = [epoch_batches(self.train, self.spec.batch_size, self.seed + 7919 * number, k, epoch) for k in keys]
+        batches = self._batches(r, self.seed + 7919 * number, epoch)
         start = self.round_done - epoch * self.batches_per_epoch
         steps = min(self.batches_per_epoch, total - epoch * self.batches_per_epoch)  # the last epoch of a cycle may be cut short
         for k in range(start, steps):
@@ -218,27 +228,36 @@ class Trainer:
             torch.manual_seed(keyed_generator(self.seed, "dropout", *key).initial_seed())
         self.ensemble.set_training(True)
         losses_M = np.zeros(len(r.members))
-        executions = [r.members] if self.spec.member_execution == "batched" else [(m,) for m in r.members]
-        size = len(rows[0])
-        micro = math.ceil(size / self.spec.accumulation)
-        for members in executions:
-            picks = [r.members.index(m) for m in members]
-            own = [rows[p] for p in picks] if len(rows) > 1 else rows
-            for start in range(0, size, micro):
-                part = [b[start : start + micro] for b in own]
-                loss_M = self._loss(members, part, (*key, start))
-                (loss_M.sum() * (len(part[0]) / size)).backward()
-                losses_M[picks] += loss_M.detach().double().cpu().numpy() * len(part[0]) / size
+        for members, part, start, share in self._passes(r, rows):
+            loss_M = self._loss(members, part, (*key, start))
+            (loss_M.sum() * share).backward()
+            losses_M[[r.members.index(m) for m in members]] += loss_M.detach().double().cpu().numpy() * share
         if not np.isfinite(losses_M).all():
             bad = r.members[int(np.flatnonzero(~np.isfinite(losses_M))[0])]
             raise DivergenceError(
                 f"The loss of member {bad} is not finite at step {self.done_steps + 1}.", "Lower train.lr, or set train.clip: 1.0."
             )
-        self._clip(r)
-        self._decay(r, factor)
+        if self.spec.clip is not None:
+            clip_members(self.ensemble, r.members, self.spec.clip)
+        decay_members(self.ensemble, r.members, self.spec, self._base_lr, factor)
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
         return losses_M
+
+    def _batches(self, r: Round, seed: int, epoch: int) -> list[list[np.ndarray]]:
+        """The rows of each batch of an epoch: for each member its own batches, or one list for all of them."""
+        keys: list[int | str] = list(r.members) if self.ensemble.member_batches == "independent" else ["all"]
+        return [epoch_batches(self.train, self.spec.batch_size, seed, k, epoch) for k in keys]
+
+    def _passes(self, r: Round, rows: list[np.ndarray]) -> Iterator[tuple[tuple[int, ...], list[np.ndarray], int, float]]:
+        """The passes of one step: their members, these members' rows, where in the batch they start, and their share of it."""
+        size = len(rows[0])
+        micro = math.ceil(size / self.spec.accumulation)
+        for members in [r.members] if self.spec.member_execution == "batched" else [(m,) for m in r.members]:
+            own = [rows[r.members.index(m)] for m in members] if len(rows) > 1 else rows
+            for start in range(0, size, micro):
+                part = [b[start : start + micro] for b in own]
+                yield members, part, start, len(part[0]) / size
 
     def _loss(self, members: tuple[int, ...], part: list[np.ndarray], key: tuple[int, ...]) -> Tensor:
         """Each member's mean loss (M,)."""
@@ -281,48 +300,6 @@ class Trainer:
             self.features_MNF = made.unsqueeze(0) if made.ndim == 2 else made  # (1, N, F): the same for every member
         return self.features_MNF
 
-    def _clip(self, r: Round) -> None:
-        """Clip each member's gradient norm to `train.clip`."""
-        if self.spec.clip is None:
-            return
-        members = list(r.members)
-        held = [(g, p.grad) for g in self.ensemble.groups for p in g.parameters.values() if p.grad is not None]
-        stacked = [grad for g, grad in held if g.stacked]
-        shared = [grad for g, grad in held if not g.stacked]
-        squared_M = torch.zeros(len(members), dtype=torch.float64, device=self.device)
-        if stacked:  # hundreds of small tensors: copied into one, they cost one pass and not one each
-            together_MP = torch.cat([grad.reshape(len(grad), -1) for grad in stacked], 1)
-            own_MP = together_MP if members == list(range(len(together_MP))) else together_MP[members]
-            squared_M += torch.linalg.vector_norm(own_MP, dim=1, dtype=torch.float64) ** 2
-        if shared:
-            squared_M += torch.stack(torch._foreach_norm(shared)).double().square().sum()
-        factor_M = (self.spec.clip / (squared_M.sqrt() + 1e-12)).clamp(max=1.0).float()
-        if not (factor_M < 1).any():  # times 1 is what it was
-            return
-        for grad in stacked:
-            whole_M = torch.ones(len(grad), dtype=grad.dtype, device=grad.device)
-            whole_M[members] = factor_M.to(grad.dtype)
-            grad.mul_(whole_M.reshape(-1, *[1] * (grad.ndim - 1)))
-        for grad in shared:
-            grad.mul_(factor_M.mean())  # one member: its own; several that share it: between theirs
-
-    def _decay(self, r: Round, factor: float) -> None:
-        """Decoupled weight decay of the round's members toward each parameter's origin (zero unless the method names one)."""
-        for group in self.ensemble.groups:
-            decay = self.spec.head_weight_decay if group.role == "head" else self.spec.weight_decay
-            if not decay:
-                continue
-            rate = decay * self._base_lr(group) * factor
-            for name, parameter in group.parameters.items():
-                if parameter.grad is None:  # not part of this round
-                    continue
-                with torch.no_grad():
-                    origin = self.ensemble.decay_origins.get(name, torch.zeros(())).to(parameter.device)
-                    if group.stacked and len(r.members) < len(parameter):
-                        parameter[list(r.members)] += rate * (origin - parameter[list(r.members)])
-                    else:
-                        parameter.add_(origin - parameter, alpha=rate)
-
     def _validate(self, r: Round) -> dict[str, Any]:
         """What the objective says of the round's members on the validation rows, and their spread in Σ."""
         if self.validation is None:
@@ -344,7 +321,7 @@ class Trainer:
 
     def _keep_best(self, r: Round) -> None:
         names = self.ensemble.touched(r.members)
-        self.best_state = {n: t.clone() for n, t in self.ensemble.state().items() if n in names}
+        self.best_state = self.ensemble.state(names)
 
     def _select(self, r: Round, record: dict[str, Any]) -> None:
         key = self.objective.selects
@@ -360,7 +337,7 @@ class Trainer:
         """Everything a resumed run needs to give the same result to the bit."""
         begun = tuple(m for r in self.rounds[: number + 1] for m in r.members)
         names = self.ensemble.touched(begun)  # members of later rounds are still as they were built
-        tensors = {f"state/{n}": t for n, t in self.ensemble.state().items() if n in names}
+        tensors = {f"state/{n}": t for n, t in self.ensemble.state(names).items()}
         tensors |= {f"best/{n}": t for n, t in self.best_state.items()}
         for i, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{i}/{k}": v.clone() for k, v in state.items()}
@@ -377,7 +354,7 @@ class Trainer:
             return {}
         tensors, meta = self.checkpointer.loaded
         saved = {n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")}
-        self.ensemble.load_trained({**self.ensemble.state(), **saved})
+        self.ensemble.load_trained(saved, only=set(saved))
         self.done_steps = meta["done_steps"]
         self.seconds_before = meta.get("seconds", 0.0)
         self.finished = meta["finished"]

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
@@ -29,7 +27,7 @@ from sve_cli.report import Report
 from sve_cli.rundir import EVALUATING, RunDir, check_seal, file_digest, is_complete, only_process, read_json, seal, write_text
 from sve_cli.scoring import break_down, data_warnings, headline, score, score_ood
 from sve_cli.statistics import one_blas_thread
-from sve_cli.tasks.common import tensor_to
+from sve_cli.training import path_gap
 from sve_cli.workflows.fitting import fit_posthoc, with_weights
 from sve_cli.workflows.session import Log, Session, environment, ood_warnings, open_session, run_recipe
 from sve_cli.workflows.spectrum import run_spectrum
@@ -82,7 +80,7 @@ def evaluate_session(
 ) -> Report:
     """The first evaluation, with everything still open."""
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
-    gap = path_gap(session, ensemble) if training_gap else None
+    gap = path_gap(session.recipe.train, ensemble, session.split("validation")[1], session.device) if training_gap else None
     sets = {name: session.recipe.data.ood_group(name) for name in ood}
     return _evaluate(evaluation_folder(run, spec, sets), run, session.recipe, spec, sets, lazy, command, gap)
 
@@ -315,22 +313,6 @@ class _Lazy:
 
     def _saved(self, name: str, features: bool = False) -> Predictions | None:
         return saved_predictions(self.run, name, self.digest, features, self.recipe.evaluate.batch_size)
-
-
-def path_gap(session: Session, ensemble: Ensemble) -> float:
-    """Largest difference between the training path's logits and the definition's, on one validation batch."""
-    _, encoded = session.split("validation")
-    rows = torch.arange(min(32, len(encoded))).numpy()
-    inputs = tensor_to(encoded.batch(rows), session.device)
-    ensemble.set_training(False)
-    with torch.inference_mode():
-        together = ensemble(inputs).logits_MBC.float()
-        gap = 0.0
-        for m in range(ensemble.n_members):
-            with ensemble.merged(m):
-                alone = ensemble(inputs, members=[m]).logits_MBC[0].float()
-            gap = max(gap, float((together[m] - alone).abs().max()))
-    return gap
 
 
 def _parameters(run: RunDir, lazy: _Lazy) -> dict[str, Any]:

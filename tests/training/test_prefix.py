@@ -90,7 +90,7 @@ def test_the_frozen_blocks_are_not_computed(lab: Any) -> None:
     frozen = made.ensemble.network.get_submodule(FROZEN["bert"])
     frozen.register_forward_hook(lambda *args: calls.append(1))
     made.fit(**SETTINGS, prefix_cache_mb=50)
-    assert len(calls) <= 6  # probing, filling and checking; six steps follow
+    assert len(calls) <= 9  # three to see whether members mix; probing, filling and checking; six steps follow
     before = len(calls)
     made.training_logits()
     assert len(calls) == before + 1  # outside of the loop all is as it was

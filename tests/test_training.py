@@ -338,6 +338,32 @@ def test_class_weights_and_label_smoothing_by_hand(lab: Any) -> None:
     assert float(smoothed) == pytest.approx(float((-0.9 * target - 0.1 * log_probs.mean(-1)).mean()), rel=1e-5)
 
 
+def test_class_weights_count_in_smoothing_and_classes_without_rows_do_not_count(lab: Any) -> None:
+    built = lab.build("bert", members=1)
+    built.train.labels_N = np.array([0] * 18 + [2] * 6)
+    rows = np.array([0, 1, 20])
+    trainer = built.trainer(TrainSpec(class_weights="balanced", label_smoothing=0.2, precision="float32"))
+    with torch.no_grad():
+        log_probs = torch.log_softmax(built.ensemble(built.train.batch(rows)).logits_MBC[0], -1).double()
+        found = trainer._loss((0,), [rows], (0, 0, 0))
+    weights_C = trainer.objective.class_weights_C.double()
+    assert weights_C[built.train.labels_N].mean() == pytest.approx(1.0, rel=1e-6) and weights_C[0] == pytest.approx(24 / 36)
+    own = weights_C[[0, 0, 2]] * (0.8 * -log_probs[torch.arange(3), torch.tensor([0, 0, 2])] + 0.2 * -log_probs.mean(-1))
+    assert float(found) == pytest.approx(float(own.mean()), rel=1e-5)
+
+
+def test_a_move_to_another_device_leaves_one_copy_of_each_weight(lab: Any) -> None:
+    for network in ("bert", "resnet"):
+        built = lab.build(network)
+        for module in (built.ensemble, built.backbone.network):  # as .to(another device) does
+            module._apply(lambda tensor: tensor.clone())
+        linear = next(iter(built.ensemble.member_linears()))
+        assert linear.weight_OI.data_ptr() != linear.view.native_weight.data_ptr()
+        linear.share_weight()
+        assert linear.weight_OI.data_ptr() == linear.view.native_weight.data_ptr()
+        assert linear.weight_OI.shape == (linear.view.native_weight.shape[0], linear.view.native_weight[0].numel())
+
+
 def test_augmented_micro_batches_draw_anew(lab: Any) -> None:
     built = lab.build("vit", params={"member_batches": "shared"})
     built.train.augment, built.train.augments = "flip", True

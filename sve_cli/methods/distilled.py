@@ -150,11 +150,22 @@ def build_student(teacher: Ensemble, backbone: Backbone, spec: MethodSpec, facto
         fixed["lora_rank"] = params.lora_rank * teacher.n_members  # what the mean of the members' products has
     if hasattr(params, "shared_bands"):  # the mean has an entry wherever a member has one
         fixed |= {"shared_bands": params.shared_bands + params.bands * teacher.n_members, "bands": 0}
+        _require_room(teacher, fixed["shared_bands"])
     task = StudentTask(teacher.heads, [*teacher.classes, LOG_PRECISION])
     one = replace(spec, members=1)
     ensemble: Ensemble = method.build(backbone, task, one, factors, replace(params, **fixed), seed)
     start_at_mean(ensemble, teacher)
     return Student(ensemble, list(teacher.classes))
+
+
+def _require_room(teacher: Ensemble, bands: int) -> None:
+    for linear in teacher.member_linears():
+        if isinstance(linear, BandedLinear) and linear.rank <= bands:
+            raise NotExportable(
+                f"The mean of {teacher.n_members} members has {bands} off-diagonals, and '{linear.view.name}' has room for "
+                f"{linear.rank - 1}.",
+                "Train fewer members or with fewer method.params.bands, or leave the layer out with method.exclude.",
+            )
 
 
 def start_at_mean(student: Ensemble, teacher: Ensemble) -> None:

@@ -53,6 +53,11 @@ class MatrixLinear(MemberLinear):
         self.shares_bias = biases == "shared"
         self._cast: dict[str, Tensor] = {}
 
+    def share_weight(self) -> None:
+        """W is the checkpoint's own tensor again, where moving to another device made two of it."""
+        if self.view.kind != "conv1d" and self.view.native_weight.dtype == torch.float32:
+            self.weight_OI = self.view.weight_OI
+
     def frozen(self, name: str) -> Tensor:
         """A frozen tensor in the precision products run in, cast once and not at every step."""
         tensor: Tensor = getattr(self, name)

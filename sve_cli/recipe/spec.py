@@ -132,7 +132,7 @@ class TrainSpec:
     warmup: float = doc("Share of the steps spent warming up.", 0.06, low=0.0, high=1.0)
     clip: float | None = doc("Largest gradient norm per member; null: no clipping.", 1.0, above=0.0)
     label_smoothing: float = doc("Label smoothing of the training loss.", 0.0, low=0.0, high=0.5)
-    class_weights: Literal["none", "balanced"] = doc("Weight the loss by inverse class frequency.", "none")
+    class_weights: Literal["none", "balanced"] = doc("Weight each sample's loss by the inverse frequency of its class.", "none")
     precision: Literal["auto", "float32", "bfloat16"] = doc("auto: bfloat16 where the hardware is good at it.", "auto")
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")
     save_memory: bool = doc(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sve_cli.training.dropout import member_dropout
-from sve_cli.training.execution import check_all_called, path_gap, runnable
+from sve_cli.training.execution import check_all_called, mixing_layer, path_gap, runnable
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
@@ -21,6 +21,7 @@ __all__ = [
     "learning_rate_factor",
     "mean_nll",
     "member_dropout",
+    "mixing_layer",
     "path_gap",
     "round_steps",
     "runnable",

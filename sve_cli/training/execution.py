@@ -113,7 +113,7 @@ def _two_rows(encoded: Encoded) -> Inputs | None:
     best: tuple[int, Inputs] | None = None
     for other in range(1, min(len(encoded), CANDIDATES)):
         rows = np.array([0, other])
-        inputs = encoded.batch(rows, keyed_generator(0, "probe")) if encoded.augments else encoded.batch(rows)
+        inputs = encoded.batch(rows)
         differ = sum(not torch.equal(value[0], value[1]) for value in inputs.values())
         if differ and (best is None or differ > best[0]):
             best = (differ, inputs)

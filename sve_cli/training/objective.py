@@ -45,8 +45,8 @@ class CrossEntropy:
     def _class_weights(self) -> Tensor | None:
         if self.spec.class_weights == "none":
             return None
-        counts = np.bincount(self.train.labels_N, minlength=self.n_classes).clip(min=1)
-        weights = 1 / counts
+        counts = np.bincount(self.train.labels_N, minlength=self.n_classes)
+        weights = 1 / counts.clip(min=1)  # the mean over the samples is 1, whether or not a class has any
         return torch.tensor(weights / (weights * counts).sum() * counts.sum(), dtype=torch.float32, device=self.device)
 
     def loss(self, logits_MBC: Tensor, part: list[np.ndarray]) -> Tensor:
@@ -64,7 +64,8 @@ class CrossEntropy:
             log_probs = torch.log_softmax(logits, -1)
             live = torch.isfinite(log_probs)
             uniform = -torch.where(live, log_probs, torch.zeros(())).sum(-1) / live.sum(-1)
-            loss = (1 - smoothing) * loss + smoothing * uniform
+            weight = 1.0 if self.class_weights_C is None else self.class_weights_C[labels]
+            loss = (1 - smoothing) * loss + smoothing * weight * uniform
         return loss.reshape(m, b).mean(1)
 
     def validation(self, logits_MNC: np.ndarray) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from sve_cli.data.sources import local_state, place_of
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
+from sve_cli.methods.matrix import MatrixLinear
 from sve_cli.ood.training_features import TrainingFeatures, rows_kept
 from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import as_predictions, predict_logits
 from sve_cli.predictions import Predictions
-from sve_cli.recipe import Recipe, load_recipe
+from sve_cli.recipe import MethodSpec, Recipe, load_recipe
 from sve_cli.registry import METHODS, TASKS
 from sve_cli.rundir import RunDir, read_json
 from sve_cli.samples import DataSet, Samples
@@ -152,6 +153,9 @@ class Session:
         ensemble: Ensemble = method.build(self.backbone, self.task, spec, store, params, self.recipe.seed)
         if log_store and store.hits + store.computed:
             self.log.say(f"Factors: {store.hits} from the store, {store.computed} decomposed ({store.folder}).")
+        unused = [key for key in ("targets", "exclude", "last_blocks") if getattr(spec, key) != getattr(MethodSpec(spec.name), key)]
+        if log_store and unused and not any(True for _ in ensemble.member_linears()):
+            self.log.warn(f"{' and '.join(f'method.{key}' for key in unused)}: without effect, {spec.name} chooses no layers.")
         self.to_device(ensemble)
         return ensemble
 
@@ -159,6 +163,9 @@ class Session:
         """Move an ensemble, and the frozen weights it shares with the backbone."""
         ensemble.to(self.device)
         self.backbone.network.to(self.device)
+        for linear in ensemble.member_linears():
+            if isinstance(linear, MatrixLinear):
+                linear.share_weight()
 
     def load_run(self, run: RunDir) -> Ensemble:
         """The trained ensemble of a run.
@@ -244,6 +251,8 @@ def open_session(
     task: Task = TASKS.resolve(recipe.task.name)(recipe.task, classes, backbone)
     for note in (*data.notes, *task.notes):
         log.say(note)
+    if recipe.data.augment != "none" and modality != "image":
+        log.warn("data.augment is without effect: it changes images, and these are none.")
     session = Session(recipe, backbone, data, task, log, limit)
     if recipe.model.random_init or looks_random(
         backbone.targets(replace(recipe.method, targets="auto", exclude=[], last_blocks=None))

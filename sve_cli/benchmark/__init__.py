@@ -4,9 +4,10 @@ Shapes do not occur here: everything is a named number. A cell is one trained an
 """
 
 from sve_cli.benchmark.documents import without_folders
-from sve_cli.benchmark.table import build_table, different_task, different_task_keys, differing_keys, searched
+from sve_cli.benchmark.table import build_table, by_size, different_task, different_task_keys, differing_keys, searched
 from sve_cli.benchmark.values import (
     DIVERGED,
+    EARLIER,
     REFERENCE,
     SEARCHED_AS,
     TRAINED,
@@ -27,6 +28,7 @@ from sve_cli.benchmark.values import (
 
 __all__ = [
     "DIVERGED",
+    "EARLIER",
     "REFERENCE",
     "SEARCHED_AS",
     "TRAINED",
@@ -39,6 +41,7 @@ __all__ = [
     "GridPoint",
     "Spread",
     "build_table",
+    "by_size",
     "different_task",
     "different_task_keys",
     "differing_keys",

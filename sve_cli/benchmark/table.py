@@ -47,7 +47,7 @@ def build_table(
     for cell in cells:
         groups.setdefault(cell.row, []).append(cell)
     rows = [_row(name, group, grids, costs) for name, group in groups.items()]
-    rows.sort(key=lambda r: (r.method != REFERENCE, r.method, [_natural(v) for v in r.sweep.values()]))
+    rows.sort(key=by_size)
     first = cells[0]
     sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
     return BenchTable(
@@ -81,6 +81,11 @@ def _different_sources(one: CellResult, other: CellResult) -> list[str]:
 def different_task_keys(one: Mapping[str, Any], other: Mapping[str, Any], swept: Iterable[str]) -> list[str]:
     """Key paths in which two recipes (key path -> value) of one table must not differ, but do; those swept may."""
     return [k for k in differing_keys(one, other) if not k.startswith(_OWN) and k not in set(swept)]
+
+
+def by_size(row: BenchRow | CellResult) -> tuple[bool, str, list[tuple[int, float, str]]]:
+    """The order of a table's rows: the reference of costs first, the values of a sweep by size."""
+    return row.method != REFERENCE, row.method, [_natural(v) for v in row.sweep.values()]
 
 
 def _natural(text: str) -> tuple[int, float, str]:
@@ -147,9 +152,10 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
             f"Learning rates: {'/'.join(map(str, sorted(sizes)))} points a method, all rates scaled together, lowest validation "
             f"NLL of {who}; the search took {minutes:.1f} minutes in all, {beside}."
         )
+    before = len(notes)
     if any(c.method == "snapshot" for c in cells):
         notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")
-    same_steps = not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
+    same_steps = len(notes) == before and not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
     if len(set(steps.values())) > 1 and same_steps:
         notes.append("Every member takes the same number of optimiser steps (deep_ensemble: one member after another).")
     return notes

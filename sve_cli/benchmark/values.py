@@ -19,6 +19,7 @@ GRID_SCHEMA = "sve-bench-grid/1"
 DIVERGED_SCHEMA = "sve-bench-diverged/1"
 TABLE_SCHEMA = "sve-bench/1"
 DIVERGED = "diverged"  # their folder beside the cells
+EARLIER = "earlier"  # results that a wider search of learning rates has put aside
 REFERENCE = "single"  # what costs are relative to
 # Stored grids of one member (older than grids of all members): one search of `single` served these too.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}

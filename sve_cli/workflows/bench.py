@@ -43,6 +43,7 @@ from sve_cli.workflows.bench_checks import (
     chosen_factor,
     is_done,
     searches,
+    set_aside,
 )
 from sve_cli.workflows.bench_costs import measure_costs, read_costs
 from sve_cli.workflows.bench_paired import paired_differences, read_paired
@@ -99,6 +100,7 @@ def _bench(study: Study, log: Log, jobs: int, costs: bool) -> BenchTable:
     if edges := [method for method, grid in searched.items() if grid.at_edge]:
         log.say(f"At the edge of the grid: {', '.join(edges)}. --grid with further factors (1/3,1,3,9) tries them for all methods.")
     cells = study.cells()
+    set_aside(study, log)
     _drop_losers(study, methods)
     todo = [cell for cell in cells if not is_done(study, cell)]
     log.say(f"{len(cells)} runs: {len(cells) - len(todo)} done, {len(todo)} to train.")

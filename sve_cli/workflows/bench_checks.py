@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from sve_cli.benchmark import (
+    DIVERGED,
+    EARLIER,
     Cell,
     CellResult,
     Diverged,
@@ -24,6 +26,7 @@ from sve_cli.recipe import Recipe
 from sve_cli.registry import ONE_NETWORK
 from sve_cli.workflows.bench_builds import check_builds
 from sve_cli.workflows.bench_cells import RATES, Study, file_stem, flat, local_paths, same_settings, split_override
+from sve_cli.workflows.session import Log
 
 
 def check_study(study: Study) -> None:
@@ -127,7 +130,8 @@ def check_grid(study: Study, method: str) -> Grid:
 def is_done(study: Study, cell: Cell) -> bool:
     """Whether a cell's result is there, or that it has none because it diverged.
 
-    Its learning rates are compared once they have been searched.
+    Its learning rates are compared once they have been searched. One that was trained before a wider search chose others is not
+    done, see `set_aside`.
 
     Raises:
         SveError: the result was made with other settings.
@@ -138,12 +142,41 @@ def is_done(study: Study, cell: Cell) -> bool:
     stored = Diverged.load(path) if path == study.diverged_path(cell) else CellResult.load(path)
     found = same_settings(stored.recipe, study.cell_recipe(cell, factor or 1.0).recipe)
     found += ["--limit"] if stored.limit != study.limit else []
-    if differing := [k for k in found if factor is not None or k not in RATES]:
+    differing = [k for k in found if factor is not None or k not in RATES]
+    if differing and _earlier_factor(study, cell, stored) is not None:
+        return False
+    if differing:
         raise SveError(
             f"'{path}' was made with another {differing[0]} than is asked for now.",
             "Remove it to train it again, or choose another --out.",
         )
     return True
+
+
+def set_aside(study: Study, log: Log) -> None:
+    """Move results away whose method's search has since been widened and chose other learning rates, whatever their seed."""
+    for path in sorted([*study.out.glob("*-seed*.json"), *(study.out / DIVERGED).glob("*.json")]):
+        stored = Diverged.load(path) if path.parent.name == DIVERGED else CellResult.load(path)
+        cell = Cell(stored.method, stored.seed, dict(stored.sweep))
+        if stored.method not in searches(study) or (factor := _earlier_factor(study, cell, stored)) is None:
+            continue
+        (study.out / EARLIER).mkdir(exist_ok=True)
+        path.replace(study.out / EARLIER / f"{path.stem}-x{factor:.3g}.json")
+        number = cell.seed - study.cells()[0].seed + 1
+        again = f" --seeds {number} trains it anew." if number > study.seeds else ""
+        log.say(
+            f"{cell.label} was trained with × {factor:.3g} of the learning rates, and the grid chose × "
+            f"{chosen_factor(study, cell.method):.3g} since: it is kept in {study.out / EARLIER}.{again}"
+        )
+
+
+def _earlier_factor(study: Study, cell: Cell, stored: CellResult | Diverged) -> float | None:
+    """The grid point that a stored result was trained with, where it is not the one that the whole grid chooses."""
+    chosen = chosen_factor(study, cell.method)
+    if chosen is None or len(study.factors) == 1 or stored.limit != study.limit:
+        return None
+    others = [p.factor for p in Grid.load(study.grid_path(cell.method)).points if p.factor != chosen]
+    return next((f for f in others if not same_settings(stored.recipe, study.cell_recipe(cell, f).recipe)), None)
 
 
 def searches(study: Study) -> list[str]:

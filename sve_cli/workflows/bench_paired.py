@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sve_cli.benchmark import Cell, CellResult, without_folders
+from sve_cli.benchmark import Cell, CellResult, by_size, without_folders
 from sve_cli.benchmark.values import check_paired
 from sve_cli.comparison.paired import Settings, differences
 from sve_cli.comparison.samples import TEST, SampleNumbers, SetNumbers, labels_of, numbers_of, paired_rows, view_of
@@ -38,7 +38,8 @@ SAMPLES = "samples"  # the folder of what is kept
 def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | None = None) -> dict[str, Any] | None:
     """Every row minus the reference row, over the seeds both have; None where no two rows have numbers of their samples.
 
-    The reference is the study's; unless it names one, it is `sve` (in a sweep its first row), else `single`, else the first row.
+    The reference is the study's; unless it names one, it is `sve` (in a sweep the row of the smallest value), else `single` (the
+    same), else the first row.
     `temperature.` differences compare the temperature-scaled other row with the plain reference: better calibration must hold
     against that too. A row whose samples cannot be paired with the reference's (another test set) or read is left out with a
     warning, which `left_out` repeats; `unread`: those of them that are damaged.
@@ -49,8 +50,9 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
         (log or Silent()).warn(reason)
     if len(rows) < 2:
         return None
-    firsts = [cell.row for method in PREFERRED for cell in cells if cell.method == method]
-    reference = next((name for name in (study.reference, *PREFERRED, *firsts) if name in rows), next(iter(rows)))
+    ordered = sorted(cells, key=by_size)
+    firsts = [name for method in PREFERRED for name in (method, *(cell.row for cell in ordered if cell.method == method))]
+    reference = next((name for name in (study.reference, *firsts) if name in rows), next(iter(rows)))
     recipe = next(cell.recipe for cell in cells if cell.row == reference)
     bins, confidence = recipe["evaluate.bins"], recipe["evaluate.confidence"]
     settings = Settings("probs", bins, BOOTSTRAP, 0, confidence, 0)

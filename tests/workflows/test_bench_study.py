@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from sve_cli.benchmark import load_grids
+from sve_cli.benchmark import EARLIER, load_cells, load_grids
 from sve_cli.cli import app
 from sve_cli.data.load import load_data
 from sve_cli.errors import RecipeError, SveError
@@ -190,3 +190,39 @@ def test_the_points_of_a_grid_are_tried_at_once_and_none_is_lost(study: Study, m
     assert [p.factor for p in points] == [0.333333, 1.0, 3.0]
     rates = [p.validation_nll for p in points]
     assert None not in rates and rates == sorted(set(rates)), "each point has the NLL of its own rates"
+
+
+def test_a_wider_grid_that_chooses_other_rates_puts_earlier_results_aside(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the advice at the edge of a grid says: the same benchmark with a further factor; and then the first command again."""
+    trained: list[str] = []
+
+    def run(self: Crew, job: Job, label: str) -> dict[str, Any]:
+        rate = job.loaded.recipe.train.head_lr or 0.0
+        if job.kind == "search":
+            return {"validation_nll": 1.0 / rate, "seconds": 1.0}  # the larger the better
+        trained.append(label)
+        metrics = {"accuracy": 0.5, "nll": 1.0 / rate}
+        training = {"seconds": 1.0, "steps": 3, "peak_memory_mb": 1}
+        facts: dict[str, Any] = {key: {} for key in ("parameters", "environment", "sources")}
+        return {**facts, "training": training, "metrics": metrics, "rows": {"train": 8}, "warnings": []}
+
+    monkeypatch.setattr(Crew, "run", run)
+    narrow = replace(study, methods=("single", "heads_only"), seeds=2, factors=grid_factors("3"))
+    first = bench(narrow, Silent(), jobs=1, costs=False)
+    assert len(trained) == 4 and all("edge of the grid" in row.notes[0] for row in first.rows)
+    wide, log = replace(narrow, methods=("single",), seeds=1, factors=grid_factors("1/3,1,3,9")), Silent()
+    table = bench(wide, log, jobs=1, costs=False)
+    assert trained[4:] == ["single, seed 5"], "the other seed was not asked for, the other method not searched"
+    said = [line for line in log.lines if "was trained with × 3" in line]
+    assert len(said) == 2 and "--seeds 2 trains it anew" in said[1] and "the grid chose × 9 since" in said[0]
+    assert sorted(path.name for path in (study.out / EARLIER).iterdir()) == ["single-seed5-x3.json", "single-seed6-x3.json"]
+    by_name = {row.name: row for row in table.rows}
+    assert by_name["single"].seeds == [5] and "× 9 (edge" in by_name["single"].notes[0]
+    assert "× 3 (edge" in by_name["heads_only"].notes[0]
+    bench(narrow, log := Silent(), jobs=1, costs=False)
+    assert trained[5:] == ["single, seed 6"] and "4 runs: 3 done, 1 to train." in log.lines
+    assert {cell.label: cell.rates["factor"] for cell in load_cells(study.out)} == {
+        "single, seed 5": 9.0, "single, seed 6": 9.0, "heads_only, seed 5": 3.0, "heads_only, seed 6": 3.0
+    }  # fmt: skip
+    with pytest.raises(SveError, match="results with another train.batch_size"):
+        bench(replace(narrow, overrides=("train.batch_size=7",)), Silent(), jobs=1, costs=False)

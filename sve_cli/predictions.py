@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sve_cli.errors import SveError
+from sve_cli.filemode import as_usual
 
 UNKNOWN_LABEL = -1
 OPTIONAL = ("mask_NC", "soft_labels_NC", "features_MNF")
@@ -112,6 +113,7 @@ class Predictions:
         arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
         # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
         save_file(arrays, _beside(stem, ".safetensors"), metadata={"meta": json.dumps(meta, sort_keys=True)})
+        as_usual(_beside(stem, ".safetensors"))
         table: dict[str, Any] = {"id": self.ids_N, "label": self.labels_N, **self.columns}
         pq.write_table(pa.table(table), _beside(stem, ".parquet"))
 
@@ -129,7 +131,8 @@ class Predictions:
         tensor_path, table_path = _beside(stem, ".safetensors"), _beside(stem, ".parquet")
         for path in (tensor_path, table_path):
             if not path.is_file():
-                raise SveError(f"No predictions at '{path}'.", "A predictions file is a .safetensors with a .parquet beside it.")
+                hint = "It is a .safetensors of this tool with a .parquet beside it; of others, npz, CSV and parquet can be read."
+                raise SveError(f"There is no predictions file '{path}'.", hint)
         try:
             with safe_open(tensor_path, framework="numpy") as f:
                 meta = json.loads((f.metadata() or {}).get("meta", "{}"))

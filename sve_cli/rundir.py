@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from sve_cli.errors import SveError
+from sve_cli.filemode import as_usual
 
 COMPLETE = "COMPLETE"
 LOCK = ".lock"  # stays, so that all processes lock the same file
@@ -53,6 +54,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        as_usual(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise SveError(
@@ -103,6 +105,16 @@ def is_complete(folder: Path) -> bool:
     return (folder / COMPLETE).is_file()
 
 
+def how_to_finish(folder: Path) -> str:
+    """The command that finishes an unfinished run: transfers cannot be resumed."""
+    path = folder / "recipe.lock.json"
+    lock = read_json(path) if path.is_file() else {}
+    if "transferred_from" not in lock:
+        return f"Finish it with: sve train --resume {folder}"
+    limit = "" if lock["limit"] is None else f" --limit {lock['limit']}"
+    return f"Start it again with: sve transfer {lock['transferred_from']['run']} {folder / 'recipe.yaml'}{limit} --out NEW_FOLDER"
+
+
 def check_seal(folder: Path) -> None:
     """Compare a finished folder with its COMPLETE.
 
@@ -110,7 +122,7 @@ def check_seal(folder: Path) -> None:
         SveError: not finished, or a file is missing or changed.
     """
     if not is_complete(folder):
-        raise SveError(f"'{folder}' is not complete.", "Finish it with: sve train --resume " + str(folder))
+        raise SveError(f"'{folder}' is not complete.", how_to_finish(folder))
     for name, digest in read_json(folder / COMPLETE)["files"].items():
         path = folder / name
         if not path.is_file() or file_digest(path) != digest:
@@ -195,7 +207,8 @@ class RunDir:
         if path.exists() and (not path.is_dir() or any(p.name != LOCK for p in path.iterdir())):
             if not overwrite:
                 raise SveError(
-                    f"'{path}' exists and is not empty.", "Choose another --out, go on with --resume, or use --overwrite."
+                    f"'{path}' exists and is not empty.",
+                    "Choose another --out, or use --overwrite. A training that was stopped goes on with: sve train --resume",
                 )
             if not (path / "recipe.yaml").is_file():
                 raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")

@@ -6,9 +6,12 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from sve_cli.errors import SveError
+from sve_cli.predictions import Predictions
 from sve_cli.rundir import RunDir, atomic_path, check_seal, is_complete, read_json, runs_root, seal, write_json, write_text
 
 
@@ -152,3 +155,15 @@ def test_a_run_at_work_is_not_overwritten(tmp_path: Path) -> None:
         with pytest.raises(SveError, match="Another process is training"), run.only_writer():
             pass  # the first still holds it
     assert not (begun(run.path, overwrite=True).path / "recipe.yaml").exists()
+
+
+def test_files_can_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with atomic_path(tmp_path / "a.safetensors") as temporary:
+            save_file({"x": np.zeros(2)}, temporary)
+        Predictions(np.zeros((1, 2, 2), np.float32), np.array([0, 1]), ["a", "b"], ["x", "y"]).save(tmp_path / "p")
+    finally:
+        os.umask(before)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == {"a.safetensors": 0o640, "p.safetensors": 0o640, "p.parquet": 0o640}

@@ -18,7 +18,7 @@ def bench(
     recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a shipped one.")],
     overrides: Overrides = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas. METHOD:key=value changes the recipe for one of them.")
+        str, typer.Option(help="Methods, separated by commas. Behind the recipe, METHOD:key=value changes it for one of them.")
     ] = "single,heads_only,deep_ensemble,lora_ensemble,sve,sve_band",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method, from the recipe's on.")] = 3,
     grid: Annotated[

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sve_cli.commands.gate_options import ProbColumns
 from sve_cli.commands.options import Json, name_list
 from sve_cli.console import Console
 
@@ -24,6 +25,7 @@ def compare(
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")] = 0.95,
     scaled: Annotated[bool, typer.Option("--scaled", help="Also after temperature scaling of both.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples.")] = 0,
+    prob_columns: ProbColumns = None,
     out: Annotated[Path | None, typer.Option(help="Write comparison.json, .md and .html to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -36,7 +38,7 @@ def compare(
     console = Console(json_mode=as_json)
     if out is not None:
         require_writable(out)
-    systems = open_systems(runs)
+    systems = open_systems(runs, name_list(prob_columns))
     options = Options(name_list(metrics), bootstrap, permutations, confidence, scaled, seed)
     with console.progress(n_steps(systems, scaled), "Comparing") as advance:
         comparison = compare_systems(systems, options, advance)

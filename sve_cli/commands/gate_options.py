@@ -46,17 +46,19 @@ class GateOptions:
         """Whether anything is to be judged.
 
         Raises:
-            SveError: an output without anything to judge.
+            SveError: an output without anything to judge, a condition or a gate file that cannot be read.
         """
         judged = self.baseline is not None or self.gate is not None or bool(self.fail_if)
         for option, value in (("--junit", self.junit), ("--summary", self.summary)):
             if value is not None and not judged:
                 raise SveError(f"{option} needs something to judge.", "Add --gate FILE, --baseline or --fail-if.")
-        if self.fail_if:
-            from sve_cli.gate import parse_condition
+        if self.fail_if or self.gate is not None:
+            from sve_cli.gate import load_gates, parse_condition
 
-            for text in self.fail_if:  # before any work
+            for text in self.fail_if:
                 parse_condition(text)
+            if self.gate is not None:
+                load_gates(self.gate)
         return judged
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from sve_cli.commands.gate_options import ProbColumns
 from sve_cli.commands.options import Json, name_list
 from sve_cli.console import Console
 
@@ -23,6 +24,7 @@ def members(
     bootstrap: Annotated[int, typer.Option(min=100, help="Bootstrap resamples behind the intervals.")] = 500,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="Level of the intervals.")] = 0.95,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the resamples and of the subsets.")] = 0,
+    prob_columns: ProbColumns = None,
     out: Annotated[Path | None, typer.Option(help="Write members.json, .md and .html to this folder.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -37,7 +39,7 @@ def members(
     console = Console(json_mode=as_json)
     if out is not None:
         require_writable(out)
-    system = open_system(run or RunDir.given(None).path)
+    system = open_system(run or RunDir.given(None).path, prob_columns=name_list(prob_columns))
     console.say(f"Members of: {system.name}")
     with console.progress(n_subsets(system.test.n_members), "Subsets of members") as advance:
         found = count_members(system, name_list(metrics), bootstrap, confidence, seed, advance)

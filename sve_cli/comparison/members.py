@@ -21,7 +21,7 @@ from sve_cli.ood.joint import join
 from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS, OOD_SCORES
 from sve_cli.report import Direction
-from sve_cli.statistics import percentile_interval, seeded
+from sve_cli.statistics import seeded
 
 MOST_SUBSETS = 50
 BOOTSTRAP = 500
@@ -156,8 +156,9 @@ def _curve(line: _Line, n_members: int, confidence: float) -> Curve:
     points = []
     whole, whole_R = line.values[n_members][0], line.drawn[n_members]
     for size, values in line.values.items():
-        low, high = percentile_interval(line.drawn[size], confidence)
         mean = float(np.mean(values))
+        low, high = centred_interval(line.drawn[size], mean, confidence)
+        low, high = min(max(low, min(0.0, float(line.drawn[size].min()))), mean), max(high, mean)  # no error is below 0
         difference_low, difference_high = centred_interval(line.drawn[size] - whole_R, mean - whole, confidence)
         points.append(
             CurvePoint(

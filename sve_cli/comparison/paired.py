@@ -90,10 +90,12 @@ def differences(statistics: Sequence[Statistic], strata: Sequence[int], settings
         reference, other = (float(_mean(side, ones_N1)[0]) for side in (statistic.reference, statistic.other))
         difference, error = other - reference, float(values_R.std(ddof=1))
         low, high = centred_interval(values_R, difference, settings.confidence)
+        # As the interval says it: a few resamples far away make the standard deviation large, and the interval none wider.
+        reach = (high - low) / (2.0 * float(ndtri(0.5 + settings.confidence / 2.0))) or error
         found.append(
             Difference(
                 statistic.key, statistic.metric, statistic.group, statistic.label, statistic.direction, statistic.definition, n,
-                reference, other, difference, low, high, error, p_value, None, n_needed(n, error, difference),
+                reference, other, difference, low, high, error, p_value, None, n_needed(n, reach, difference),
             )
         )  # fmt: skip
     return holm(found)

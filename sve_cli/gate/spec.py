@@ -74,7 +74,8 @@ def load_gates(path: Path) -> GateFile:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise SveError(f"Cannot read the gate file '{path}' ({error}).", "Write one; docs/gates.md has an example.") from error
+        why = getattr(error, "strerror", None) or error
+        raise SveError(f"Cannot read the gate file '{path}' ({why}).", "Write one; docs/gates.md has an example.") from error
     return parse_gates(text, str(path))
 
 

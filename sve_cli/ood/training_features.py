@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sve_cli.errors import SveError
+from sve_cli.filemode import as_usual
 from sve_cli.predictions import Predictions
 
 MOST_ROWS = 10_000
@@ -41,6 +42,7 @@ class TrainingFeatures:
         meta = {"format": FORMAT, "total": self.total, "model_digest": self.model_digest}
         arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
         save_file(arrays, path, metadata={"meta": json.dumps(meta, sort_keys=True)})
+        as_usual(path)
 
     @staticmethod
     def load(path: Path) -> TrainingFeatures:

@@ -13,7 +13,8 @@ from sve_cli.render.markdown import escape as md
 from sve_cli.render.tables import ARROWS, MAIN_METRICS, MISSING, Table, is_percent
 
 HOW_TO_READ = (
-    "A value is the mean over the subsets of that many members. In parentheses: its bootstrap interval, over samples. Range: the "
+    "A value is the mean over the subsets of that many members. In parentheses: its bootstrap interval, over samples, moved "
+    "onto the value where resampling adds to it (a report tests calibration errors, which gives other ends). Range: the "
     "lowest and highest subset. Bold: enough by NLL. All numbers of members share their resamples. It is "
     "about these members on these samples: elsewhere others could be needed."
 )

@@ -32,6 +32,7 @@ class System:
         ood: predictions of OOD sets by set name.
         temperature: fitted on validation; None in a bare predictions file.
         aggregate, bins: how the run was evaluated; the aggregate with its fitted weights, if it has some.
+        numbered: its ids are the numbers of its rows, for it came without.
     """
 
     name: str
@@ -40,6 +41,7 @@ class System:
     temperature: Temperature | None = None
     aggregate: str = "probs"
     bins: int = 15
+    numbered: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,12 +56,13 @@ class Options:
     seed: int = 0
 
 
-def open_system(path: Path, but: Path | None = None) -> System:
+def open_system(path: Path, but: Path | None = None, prob_columns: Sequence[str] = ()) -> System:
     """A run's folder (its newest finished evaluation) or a predictions file: of this tool (its stem, .safetensors or .parquet) or
     of another one (npz, CSV, parquet).
 
     Args:
         but: an evaluation of the run that is only taken where there is no other.
+        prob_columns: columns with one class's probability each, of CSV and parquet files.
 
     Raises:
         SveError: neither is there, or the run has no finished evaluation.
@@ -69,7 +72,8 @@ def open_system(path: Path, but: Path | None = None) -> System:
     stem = path.with_suffix("") if path.suffix in SUFFIXES or path.suffix == ".safetensors" else path
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a predictions file.")
-    return System(stem.name, open_predictions(path)[0])
+    found, notes = open_predictions(path, prob_columns if path.suffix in (".csv", ".parquet") else ())
+    return System(stem.name, found, numbered=any("has no ids" in note for note in notes))
 
 
 def _open_run(path: Path, but: Path | None = None) -> System:
@@ -136,7 +140,7 @@ def compare(systems: Sequence[System], options: Options, step: Callable[[int, st
     return Comparison(first.name, first.test.n_members, source_name(first.test), pairs, settings)
 
 
-def open_systems(paths: Sequence[Path]) -> list[System]:
+def open_systems(paths: Sequence[Path], prob_columns: Sequence[str] = ()) -> list[System]:
     """The systems, with names that differ.
 
     Raises:
@@ -144,7 +148,7 @@ def open_systems(paths: Sequence[Path]) -> list[System]:
     """
     if len(paths) < 2:
         raise SveError("A comparison needs at least two runs or predictions files.", "Write: sve compare REFERENCE OTHER")
-    systems = [open_system(path) for path in paths]
+    systems = [open_system(path, prob_columns=prob_columns) for path in paths]
     names, places = [system.name for system in systems], [str(path) for path in paths]
 
     def distinct(i: int) -> str:
@@ -205,7 +209,10 @@ def _notes(
             notes.append(f"{count:,} samples that only {system.name} has are left out.")
     places = source_name(first.test), source_name(other.test)
     if places[0] != places[1]:
-        notes.append(f"The data is called {places[0]} in one and {places[1]} in the other; samples were paired by id all the same.")
+        how = "by row" if first.numbered or other.numbered else "by id"
+        notes.append(f"The data is called {places[0]} in one and {places[1]} in the other; samples were paired {how} all the same.")
+    if first.numbered and other.numbered:
+        notes.append("Neither file has ids: each row of one was paired with the row of that number in the other.")
     if ways_of(first.aggregate, other.aggregate)[1] != other.aggregate:
         kinds = {"probs": "probabilities", "logits": "logits"}
         own, here = kinds[other.aggregate], kinds[without_weights(first.aggregate)]

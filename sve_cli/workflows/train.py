@@ -22,7 +22,7 @@ from sve_cli.errors import SveError
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, to_yaml
 from sve_cli.report import Report
-from sve_cli.rundir import RunDir, atomic_path, read_json, runs_root, seal, write_json, write_text
+from sve_cli.rundir import RunDir, atomic_path, how_to_finish, read_json, runs_root, seal, write_json, write_text
 from sve_cli.tasks.common import Encoded
 from sve_cli.workflows.evaluate import evaluate_session
 from sve_cli.workflows.session import Log, Session, Silent, environment, increments, open_session, trained_state
@@ -167,10 +167,9 @@ def _speed(session: Session, fit: training.Fit) -> dict[str, Any]:
     share = fit.meter.utilisation(session.device, training.training_precision(session.recipe.train, session.device))
     if share is None:
         return {}
-    session.log.say(
-        f"Training: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together; its products use {share:.0%} of "
-        "the peak that one large product reaches here."
-    )
+    # Above 1 the peak was measured beside other work, and says nothing.
+    used = f"; its products use {share:.0%} of the peak that one large product reaches here." if share <= 1.0 else "."
+    session.log.say(f"Training: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together{used}")
     return {f"{fit.meter.unit}_per_second": round(fit.meter.per_second, 1), "model_flops_utilisation": round(share, 3)}
 
 
@@ -332,10 +331,7 @@ def _write_ensemble(run: RunDir, ensemble: Ensemble, recipe: Recipe) -> None:
 def _resumable(run: RunDir) -> dict[str, Any]:
     lock: dict[str, Any] = read_json(run.path / "recipe.lock.json")
     if "transferred_from" in lock:
-        limit = "" if lock["limit"] is None else f" --limit {lock['limit']}"
-        made = f"sve transfer {lock['transferred_from']['run']} {run.path / 'recipe.yaml'}{limit}"
-        again = f"Start it again with: {made} --out NEW_FOLDER"
-        raise SveError(f"'{run.path}' is an unfinished transfer, which cannot be resumed.", again)
+        raise SveError(f"'{run.path}' is an unfinished transfer, which cannot be resumed.", how_to_finish(run.path))
     return lock
 
 

@@ -184,7 +184,24 @@ def test_samples_needed_by_hand() -> None:
 
 def test_samples_needed_is_in_the_row(make: Make) -> None:
     row = only(compare_predictions(make(seed=1), make(seed=2), metrics=["nll"], bootstrap=200, permutations=0))
-    assert row.n_needed == math.ceil(60 * (2.8015852 * row.standard_error / row.difference) ** 2)
+    error = (row.high - row.low) / (2 * 1.959964)  # as the interval says it
+    assert row.n_needed == math.ceil(60 * (2.8015852 * error / row.difference) ** 2)
+    assert error == pytest.approx(row.standard_error, rel=0.2), "both are of the same resamples"
+
+
+def test_a_few_resamples_far_away_ask_for_no_more_samples() -> None:
+    """Most resamples give 0.1 to 0.2, one in a hundred gives 9: beyond the interval's ends, which show a clear difference."""
+
+    def function(weights_NR: np.ndarray) -> np.ndarray:
+        drawn = np.where(np.arange(weights_NR.shape[1]) % 100 == 99, 9.0, 0.1 + 0.1 * weights_NR[0] / 4.0)
+        return drawn if weights_NR.shape[1] > 1 else np.array([0.24])
+
+    def zero(weights_NR: np.ndarray) -> np.ndarray:
+        return np.zeros(weights_NR.shape[1])
+
+    statistic = Statistic("x", "x", "", "X", "lower", "", [zero], [function], [zero])
+    [row] = differences([statistic], [60], Settings("probs", 15, 1000, 0, 0.95, 0))
+    assert row.low > 0 and row.standard_error > 0.5 and row.n_needed is not None and row.n_needed < 60
 
 
 def made(p: float | None, low: float = 1.0, high: float = 2.0, difference: float = 1.5, direction: str = "lower") -> Difference:

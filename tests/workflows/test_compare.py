@@ -223,3 +223,22 @@ def test_a_weighted_run_keeps_its_own_weights(sve: Any, trained: Path, noisy: Pa
         (check,) = sve.json("evaluate", judged, *way, "--gate", gates, "--baseline", baseline)["gate"]["checks"]
         values = {weighted: stored, trained: unweighted["reference"]}
         assert check["worsening"] == pytest.approx(values[judged] - values[baseline])
+
+
+def test_files_without_ids_and_with_a_column_for_each_class(sve: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    labels_N = rng.integers(3, size=60)
+    for name in ("one", "two"):
+        probs_NC = rng.dirichlet([1.0] * 3, size=60) * 0.5 + 0.5 * np.eye(3)[labels_N]
+        np.savez(tmp_path / f"{name}.npz", probs=probs_NC, labels=labels_N, classes=["a", "b", "c"])
+        rows = [",".join([*map(repr, map(float, row)), "abc"[label]]) for row, label in zip(probs_NC, labels_N, strict=True)]
+        (tmp_path / f"{name}.csv").write_text("a,b,c,label\n" + "\n".join(rows) + "\n")
+    sve("compare", "one.npz", "two.npz", "--metrics", "nll", "--permutations", 0)
+    assert "Neither file has ids" in sve.err and "paired by row all the same" in sve.err and "by id" not in sve.err
+    wide = ["--prob-columns", "a,b,c", "--bootstrap", 100, "--permutations", 0, "--metrics", "nll"]
+    found = sve.json("compare", "one.npz", "two.csv", *wide)["pairs"][0]["differences"][0]
+    same = sve.json("compare", "one.npz", "two.npz", *wide[2:])["pairs"][0]["differences"][0]
+    assert found["difference"] == pytest.approx(same["difference"], abs=1e-12)
+    sve.check_refuses("compare", "one.npz", "two.csv", saying="--prob-columns")
+    sve.check_refuses("compare", "one.npz", "x.txt", saying="There is neither a run nor a predictions file at 'x.txt'")
+    sve.check_refuses("members", "two.csv", *wide[:2], saying="one member")

@@ -101,10 +101,12 @@ def test_what_cannot_be_evaluated_is_exit_code_2(sve: Any, tmp_path: Path) -> No
         (("--gate", gate_file(tmp_path, "gates: {nll: {slack: 0}}", "1.yaml")), "no baseline is named"),
         (("--gate", gate_file(tmp_path, "gates: {ece: {limit: 1}}", "2.yaml"), "--baseline", old), "no metric 'ece'"),
         (("--gate", gate_file(tmp_path, "gates: {entropy_mean: {limit: 1}}", "3.yaml")), "no better side"),
-        (("--gate", "none.yaml"), "Cannot read the gate file"),
+        (("--gate", "none.yaml"), "Cannot read the gate file 'none.yaml' (No such file or directory)"),
+        (("--fail-if", "accuracy"), "accuracy"),
     ):
         sve(*run, *arguments, code=2)
         assert saying in sve.err, (arguments, sve.err)
+    assert sve.out == "", "a condition or a gate file that cannot be read is refused before any work"
 
 
 @pytest.mark.parametrize(("policy", "code", "outcome"), [("fail", 3, "fail"), ("warn", 0, "warn"), ("pass", 0, "pass")])

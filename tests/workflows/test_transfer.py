@@ -263,4 +263,6 @@ def test_an_unfinished_transfer_is_not_resumed(sve: Any, trained: Path, tmp_path
     before = sve.digests(run)
     sve.check_refuses("train", "--resume", run, saying="is an unfinished transfer, which cannot be resumed")
     assert f"sve transfer {trained} {run / 'recipe.yaml'}" in sve.err
+    sve.check_refuses("evaluate", run, saying="is not complete")
+    assert f"Start it again with: sve transfer {trained}" in sve.err and "train --resume" not in sve.err
     assert sve.digests(run) == before

@@ -14,7 +14,7 @@ STYLE = """
 html{-webkit-text-size-adjust:100%}
 body{margin:0;background:var(--page);color:var(--ink);
 font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"Noto Sans","Liberation Sans",sans-serif}
-main{max-width:62rem;margin:0 auto;padding:clamp(1.5rem,5vw,3.5rem) clamp(1rem,4vw,2rem) 4rem}
+main{max-width:68rem;margin:0 auto;padding:clamp(1.5rem,5vw,3.5rem) clamp(1rem,4vw,2rem) 4rem}
 h1{font-size:clamp(1.5rem,1.1rem + 1.8vw,2.1rem);line-height:1.2;letter-spacing:-.015em;margin:0 0 .35rem;text-wrap:balance}
 h2{font-size:1.2rem;line-height:1.3;letter-spacing:-.005em;margin:3rem 0 .75rem;padding-top:1rem;border-top:1px solid var(--rule)}
 h3{font-size:1rem;line-height:1.4;margin:1.75rem 0 .25rem}
@@ -42,7 +42,8 @@ tbody th{font-weight:400;min-width:8.5rem;overflow-wrap:break-word}
 thead .num{white-space:normal;min-width:5.6rem}.facts thead .num{min-width:0}
 .ci{color:var(--soft);font-size:.92em;font-weight:400}
 .strong th,.strong td{font-weight:650}
-.sticky th:first-child{position:sticky;left:0;background:var(--page)}
+.sticky th,.sticky td{padding-left:.8rem}.sticky thead .num{min-width:4.4rem}
+.sticky th:first-child{padding-left:0;position:sticky;left:0;background:var(--page)}
 .facts{width:auto;min-width:min(100%,30rem)}
 code{font:.86em/1.4 ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;color:var(--soft);white-space:nowrap}
 pre{margin:.4rem 0;padding:.6rem .8rem;border:1px solid var(--rule);border-radius:6px}

@@ -103,7 +103,7 @@ def _bench(study: Study, log: Log, jobs: int, costs: bool) -> BenchTable:
     set_aside(study, log)
     _drop_losers(study, methods)
     todo = [cell for cell in cells if not is_done(study, cell)]
-    log.say(f"{len(cells)} runs: {len(cells) - len(todo)} done, {len(todo)} to train.")
+    log.say(f"{len(cells)} run{'s' if len(cells) > 1 else ''}: {len(cells) - len(todo)} done, {len(todo)} to train.")
     count = _counted(len(cells), len(cells) - len(todo))
     _together(jobs, Crew(log), [_trainer(study, cell, threads, log, count) for cell in todo])
     if costs:

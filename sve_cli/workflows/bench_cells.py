@@ -255,10 +255,14 @@ def parse_methods(text: str) -> tuple[str, ...]:
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
     for name in names:
+        if ":" in name and name.partition(":")[0] in METHODS:
+            raise SveError(f"'{name}' is no method.", f"A change for one method stands behind the recipe: sve bench RECIPE {name}")
         if name not in METHODS and name not in METHOD_ALIASES:
             raise SveError(f"Unknown method '{name}'.", nearest(name, [*METHODS, *METHOD_ALIASES]))
-    if not names or len(set(names)) < len(names):
-        raise SveError("--methods names no method, or one twice.", f"Known: {', '.join(sorted([*METHODS, *METHOD_ALIASES]))}.")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if not names or twice is not None:
+        what = "no method" if twice is None else f"'{twice}' twice"
+        raise SveError(f"--methods names {what}.", f"Known: {', '.join(sorted([*METHODS, *METHOD_ALIASES]))}.")
     return tuple(names)
 
 

@@ -77,7 +77,8 @@ def test_methods_are_read_and_unknown_ones_refused() -> None:
     for text, saying in (
         ("sve,deep_ensembel", "Did you mean 'deep_ensemble'?"),
         (",", "names no method"),
-        ("sve,sve", "one twice"),
+        ("sve,sve", "names 'sve' twice"),
+        ("sve:train.lr=1", "stands behind the recipe: sve bench RECIPE sve:train.lr=1"),
     ):
         with pytest.raises(SveError) as caught:
             parse_methods(text)

@@ -71,7 +71,7 @@ def load_samples(
 
     Columns are called as in `spec`. Labels are mapped by name to `classes` (default: `spec.classes`, else the set's own);
     those that are not among them, or not given at all, become -1. 'held_out_classes' is the samples of the recipe's own test
-    split whose class `spec.classes` leaves out. Without `labels` all are -1, whatever the label column holds.
+    split whose class `spec.classes` leaves out. Without `labels` a label column that holds no labels is passed over.
 
     Raises:
         DataError: the set, the split or the input column does not exist.
@@ -90,14 +90,16 @@ def load_samples(
     inputs = read_inputs(raw, _with_known_columns(spec, raw.table.column_names), modality)
     labels_N, names = np.full(len(ids), UNKNOWN_LABEL, dtype=np.int64), []
     soft_NC = None
-    labels = labels and spec.label in raw.table.column_names
-    if modality == "multiple_choice":
-        if labels:
+    own: list[str] = []
+    try:
+        if spec.label in raw.table.column_names and modality == "multiple_choice":
             labels_N = choice_labels(raw, spec.label, list(inputs["choices"]), option_keys(raw, spec.choices))
-    else:
-        own: list[str] = []
-        if labels:
+        elif spec.label in raw.table.column_names:
             labels_N, own = coded_labels(raw, spec.label)
+    except DataError:
+        if labels:
+            raise
+    if modality != "multiple_choice":
         names = classes or spec.classes or own
         labels_N = mapped_labels(labels_N, own, names)
         soft_NC = read_soft_labels(raw, own, names) if labels else None

@@ -134,9 +134,11 @@ def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """
     texts = [None if text in _NULLS else text for text in column.to_pylist()]
     known = [text for text in texts if text is not None]
-    if known and all(_WHOLE.fullmatch(text) for text in known):
+    if not known:
+        return pa.chunked_array([pa.nulls(len(texts))])
+    if all(_WHOLE.fullmatch(text) for text in known):
         return pa.chunked_array([pa.array([None if text is None else int(text) for text in texts], pa.int64())])
-    if known and all(_NUMBER.fullmatch(text) for text in known) and any(_FRACTION.search(text) for text in known):
+    if all(_NUMBER.fullmatch(text) for text in known) and any(_FRACTION.search(text) for text in known):
         return pa.chunked_array([pa.array([None if text is None else float(text) for text in texts])])
     return column
 

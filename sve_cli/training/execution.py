@@ -23,15 +23,13 @@ from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, tensor_to
 from sve_cli.training.schedule import training_precision
 
-TOLERANCE = 1e-4  # of a row's length: rows that differ by less are equal
+TOLERANCE = 1e-4  # of a row's length: rows that differ by less, seen along a random direction, are equal
 CANDIDATES = 64  # training rows among which two that differ are looked for
 
 
-def runnable(
-    spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torch.device, dtype: torch.dtype, warn: Callable[[str], None]
-) -> TrainSpec:
+def runnable(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torch.device, warn: Callable[[str], None]) -> TrainSpec:
     """The settings, with `member_execution: sequential` where the network cannot compute all members in one pass."""
-    if spec.member_execution != "batched" or not (layer := mixing_layer(ensemble, encoded, device, dtype)):
+    if spec.member_execution != "batched" or not (layer := mixing_layer(ensemble, encoded, device)):
         return spec
     warn(
         f"The rows that layer '{layer}' gets are not those of the batch, so the members run one after another "
@@ -47,7 +45,7 @@ def path_gap(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torc
     """
     inputs = tensor_to(encoded.batch(np.arange(min(32, len(encoded)))), device)
     dtype = training_precision(spec, device)
-    spec = runnable(spec, ensemble, encoded, device, dtype, lambda text: None)
+    spec = runnable(spec, ensemble, encoded, device, lambda text: None)
     everyone = tuple(range(ensemble.n_members))
     ensemble.set_training(False)
     gap = 0.0
@@ -62,7 +60,7 @@ def path_gap(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torc
     return gap
 
 
-def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device, dtype: torch.dtype) -> str:
+def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device) -> str:
     """The first layer with one version a member whose rows are not one block a member; "" without any.
 
     Two passes of one row a member, of which the first member's alone differs between them: the others' blocks must be equal. And
@@ -79,7 +77,7 @@ def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device, dty
     def seen(rows: list[list[int]]) -> list[tuple[str, Tensor]]:
         found: list[tuple[str, Tensor]] = []
         inputs = {key: value[torch.tensor(rows, device=value.device)] for key, value in pair.items()}
-        with ExitStack() as stack, torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with ExitStack() as stack, torch.no_grad():  # in float32 whatever training runs in: it is about the rows' places
             for module in own:
                 stack.callback(module.register_forward_pre_hook(_look(_name(module), found)).remove)
             ensemble(inputs, per_member=True)
@@ -109,7 +107,10 @@ def check_all_called(ensemble: Ensemble) -> None:
 
 
 def _two_rows(encoded: Encoded) -> Inputs | None:
-    """The first training row and the one that differs from it in most inputs (in its length too, where one does)."""
+    """The first training row and the one that differs from it in most inputs (in its length too, where one does).
+
+    The longer one first: the passes that are compared then both have padding, and so both go the masked way through attention.
+    """
     best: tuple[int, Inputs] | None = None
     for other in range(1, min(len(encoded), CANDIDATES)):
         rows = np.array([0, other])
@@ -119,7 +120,11 @@ def _two_rows(encoded: Encoded) -> Inputs | None:
             best = (differ, inputs)
         if differ == len(inputs):
             break
-    return None if best is None else best[1]
+    if best is None:
+        return None
+    mask_2T = best[1].get("attention_mask")
+    swapped = mask_2T is not None and bool(mask_2T[1].sum() > mask_2T[0].sum())
+    return {key: value.flip(0) for key, value in best[1].items()} if swapped else best[1]
 
 
 def _name(module: nn.Module) -> str:
@@ -132,7 +137,7 @@ def _look(name: str, found: list[tuple[str, Tensor]]) -> Callable[[nn.Module, An
     def look(module: nn.Module, args: Any) -> None:
         rows = args[0].detach().flatten(1).double()
         along = torch.randn(rows.shape[1], generator=keyed_generator(0, "probe", rows.shape[1])).to(rows)
-        found.append((name, torch.stack([rows @ along, rows.norm(dim=1) * along.norm()]).cpu()))
+        found.append((name, torch.stack([rows @ along, rows.norm(dim=1)]).cpu()))
 
     return look
 

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -104,6 +104,7 @@ class Trainer:
         self.seconds_before = 0.0  # of the processes that this one goes on from, up to their checkpoint
         self.finished: list[dict[str, Any]] = []
         self.meter = Meter()
+        self.execution: Any = None
 
     def fit(self) -> Fit:
         """Run all rounds. Restores from a checkpoint first when there is one."""
@@ -128,8 +129,10 @@ class Trainer:
 
     def _settle(self) -> None:
         """Members run one after another where the network cannot compute them in one pass."""
-        if self.features is None and self.total_steps:
-            self.spec = runnable(self.spec, self.ensemble, self.train, self.device, self.dtype, self.log.warn)
+        if self.execution is not None:  # a resumed run goes on as it began
+            self.spec = replace(self.spec, member_execution=self.execution)
+        elif self.features is None and self.total_steps:
+            self.spec = runnable(self.spec, self.ensemble, self.train, self.device, self.log.warn)
 
     def _steps_of(self, r: Round) -> int:
         return round_steps(self.spec, r, self.batches_per_epoch)
@@ -344,6 +347,7 @@ class Trainer:
         meta = {
             "round": number, "epoch": epoch, "round_done": self.round_done, "done_steps": self.done_steps,
             "loss_sum": self.loss_sum_M.tolist(), "best": self.best, "finished": self.finished,
+            "member_execution": self.spec.member_execution,
             "seconds": self.seconds_before + time.monotonic() - self.started,
         }  # fmt: skip
         self.checkpointer.save(tensors, meta)
@@ -358,6 +362,7 @@ class Trainer:
         self.done_steps = meta["done_steps"]
         self.seconds_before = meta.get("seconds", 0.0)
         self.finished = meta["finished"]
+        self.execution = meta.get("member_execution")
         return meta
 
     def _restore_optimiser(self) -> None:

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from sve_cli.benchmark import (
-    DIVERGED,
     EARLIER,
     Cell,
     CellResult,
@@ -18,7 +17,9 @@ from sve_cli.benchmark import (
     different_task,
     different_task_keys,
     load_cells,
+    load_diverged,
     load_grids,
+    row_name,
     without_folders,
 )
 from sve_cli.errors import SveError
@@ -155,11 +156,15 @@ def is_done(study: Study, cell: Cell) -> bool:
 
 def set_aside(study: Study, log: Log) -> None:
     """Move results away whose method's search has since been widened and chose other learning rates, whatever their seed."""
-    for path in sorted([*study.out.glob("*-seed*.json"), *(study.out / DIVERGED).glob("*.json")]):
-        stored = Diverged.load(path) if path.parent.name == DIVERGED else CellResult.load(path)
-        cell = Cell(stored.method, stored.seed, dict(stored.sweep))
-        if stored.method not in searches(study) or (factor := _earlier_factor(study, cell, stored)) is None:
+    rows = {cell.row: cell for cell in study.cells()}
+    kept: list[CellResult | Diverged] = [*load_cells(study.out), *load_diverged(study.out)]
+    for stored in kept:
+        if (own := rows.get(row_name(stored.method, stored.sweep))) is None:
+            continue  # not of this study, which would not train it anew
+        cell = replace(own, seed=stored.seed)
+        if (factor := _earlier_factor(study, cell, stored)) is None:
             continue
+        path = study.result_path(cell) if isinstance(stored, CellResult) else study.diverged_path(cell)
         (study.out / EARLIER).mkdir(exist_ok=True)
         path.replace(study.out / EARLIER / f"{path.stem}-x{factor:.3g}.json")
         number = cell.seed - study.cells()[0].seed + 1

@@ -186,7 +186,7 @@ def _runners(ensemble: Ensemble, inputs: Inputs) -> dict[str, Callable[[], float
 def _ways(session: Session, ensemble: Ensemble, inputs: Inputs) -> dict[str, Callable[[], float]]:
     """Those of `_runners` that give the right answer on this network."""
     ways = _runners(ensemble, inputs)
-    if len(ways) > 1 and mixing_layer(ensemble, session.split("test")[1], session.device, torch.float32):
+    if len(ways) > 1 and mixing_layer(ensemble, session.split("test")[1], session.device):
         del ways["together"]
     return ways
 

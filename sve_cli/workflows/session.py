@@ -110,6 +110,8 @@ class Session:
             samples = load_samples(name, self.recipe.data, self.task.modality, labels=False)
             if self.limit is not None:
                 samples = limited(samples, self.limit, self.recipe.seed if self.recipe.data.seed is None else self.recipe.data.seed)
+            # Labels of another set mean nothing here: they only say how a limited draw is spread.
+            samples = replace(samples, labels_N=samples.labels_N * 0 - 1)
         if name not in self.encoded:
             augment = self.recipe.data.augment if name == "train" else "none"
             self.encoded[name] = self.task.encode(samples, augment)

@@ -128,6 +128,12 @@ def test_labels_of_csv_files_mean_the_same_in_every_split(
     assert data.test is not None and data.test.classes == classes and data.test.labels_N.tolist() == codes
 
 
+def test_a_csv_file_without_any_label_has_none(home: Path) -> None:
+    (home / "bare.csv").write_text("text,label\na,NA\nb,\nc,nan\n")
+    found = load_samples(str(home / "bare.csv"), DataSpec("home"), "text")
+    assert found.labels_N.tolist() == [-1, -1, -1] and found.classes == []
+
+
 def test_numbers_that_are_no_classes_are_refused_in_csv_files_too(home: Path) -> None:
     (home / "train.csv").write_text("text,label\na,0.5\nb,1\nc,2e3\n")
     with pytest.raises(DataError, match="holds double values"):

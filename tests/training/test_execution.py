@@ -19,7 +19,8 @@ from sve_cli.ensemble import Ensemble, MixedMembers
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import ModelSpec, TrainSpec
 from sve_cli.tasks.common import TokenisedText
-from sve_cli.training.execution import mixing_layer, path_gap, runnable
+from sve_cli.training import Checkpointer
+from sve_cli.training.execution import _two_rows, mixing_layer, path_gap, runnable
 from tests.conftest import CLASSES, Built, Lab, randomise, save_timm, wordpiece
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -74,7 +75,7 @@ def built(lab: Lab, folders: Path, network: str, method: str = "sve", members: i
 
 
 def mixing(made: Built) -> str:
-    return mixing_layer(made.ensemble, made.train, torch.device("cpu"), torch.float32)
+    return mixing_layer(made.ensemble, made.train, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("method", ["sve", "lora_ensemble", "batch_ensemble"])
@@ -84,7 +85,7 @@ def test_networks_that_mix_members_are_known(lab: Lab, folders: Path, network: s
     made = built(lab, folders, network, method, members)
     layer = mixing(made)
     assert layer in {linear.view.name for linear in made.ensemble.member_linears()}
-    spec = runnable(TrainSpec(), made.ensemble, made.train, torch.device("cpu"), torch.float32, made.log.warn)
+    spec = runnable(TrainSpec(), made.ensemble, made.train, torch.device("cpu"), made.log.warn)
     assert spec.member_execution == "sequential" and f"'{layer}'" in made.log.warnings[0]
     rows = made.test.batch(np.arange(len(made.test)))
     with torch.no_grad():
@@ -121,6 +122,42 @@ def test_without_the_layer_that_mixes_them_members_run_together(lab: Lab, folder
     made = built(lab, folders, "swinv2", exclude=["re:cpb_mlp"])
     assert mixing(made) == ""
     np.testing.assert_allclose(made.training_logits().numpy(), made.logits(), atol=2e-4)
+
+
+class Leaking(nn.Module):
+    """Adds a hundredth of the batch's first row to all rows: what members compute depends on each other."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.as_tensor(self.inner(x + 0.01 * x[:1]))
+
+
+def test_a_network_that_mixes_the_rows_a_little_is_found(lab: Lab) -> None:
+    made = lab.build("vit", targets=["fc1", "fc2"])
+    block = made.ensemble.network.get_submodule("blocks.1.mlp")
+    block.fc2 = Leaking(block.fc2)
+    assert mixing(made) == "blocks.1.mlp.fc2"
+
+
+def test_a_resumed_run_goes_on_as_it_began(lab: Lab, folders: Path) -> None:
+    saved: list[Any] = []
+    keep = Checkpointer(lambda tensors, meta: saved.append(({k: v.clone() for k, v in tensors.items()}, dict(meta))))
+    spec = TrainSpec(epochs=2, batch_size=8, precision="float32")
+    whole = built(lab, folders, "deberta-v2", members=3)
+    whole.trainer(spec, checkpointer=keep).fit()
+    assert [meta["member_execution"] for _, meta in saved] == ["sequential"] * 2
+    resumed = built(lab, folders, "deberta-v2", members=3)
+    resumed.trainer(spec, checkpointer=Checkpointer(lambda tensors, meta: None, saved[0])).fit()
+    assert all(torch.equal(t, resumed.ensemble.state()[n]) for n, t in whole.ensemble.state().items())
+
+
+def test_both_passes_that_are_compared_are_padded() -> None:
+    for ids in ([[2, 3, 4], [2]], [[2], [2, 3, 4]]):
+        pair = _two_rows(TokenisedText(ids, np.zeros(2, np.int64), 0))
+        assert pair is not None and pair["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
 
 
 class Scrambled(nn.Module):

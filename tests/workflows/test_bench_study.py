@@ -224,5 +224,11 @@ def test_a_wider_grid_that_chooses_other_rates_puts_earlier_results_aside(study:
     assert {cell.label: cell.rates["factor"] for cell in load_cells(study.out)} == {
         "single, seed 5": 9.0, "single, seed 6": 9.0, "heads_only, seed 5": 3.0, "heads_only, seed 6": 3.0
     }  # fmt: skip
+    swept = replace(narrow, sweep={"train.warmup": ["0.05"]}, factors=(1.0,), seeds=1)
+    bench(swept, Silent(), jobs=1, costs=False)
+    (study.out / ".single-seed5.json.123.tmp.json").write_text("{")  # what a killed process leaves
+    before = sorted(path.name for path in study.out.glob("*-seed*.json"))
+    bench(narrow, Silent(), jobs=1, costs=False)
+    assert sorted(path.name for path in study.out.glob("*-seed*.json")) == before and any("warmup=0.05" in name for name in before)
     with pytest.raises(SveError, match="results with another train.batch_size"):
         bench(replace(narrow, overrides=("train.batch_size=7",)), Silent(), jobs=1, costs=False)

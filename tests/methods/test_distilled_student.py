@@ -35,6 +35,17 @@ def student_of(lab: Any, built: Any, method: str, params: dict[str, Any] | None 
     return build_student(built.ensemble, built.backbone, spec, lab.store, 0)
 
 
+def test_a_mean_with_more_off_diagonals_than_a_layer_has_is_named(lab: Any) -> None:
+    for members in (14, 15):  # 2 shared and 2 a member: 30 and 32 of the 31 that 32 singular values have room for
+        built = lab.build("bert", "sve_band", members=members, targets=["query"])
+        spec = MethodSpec(name="sve_band", members=members, targets=["query"])
+        if members == 14:
+            assert build_student(built.ensemble, built.backbone, spec, lab.store, 0).ensemble.n_members == 1
+            continue
+        with pytest.raises(NotExportable, match=r"mean of 15 members has 32 off-diagonals, and '.*query' has room for 31"):
+            build_student(built.ensemble, built.backbone, spec, lab.store, 0)
+
+
 @everywhere
 def test_it_starts_as_the_averaged_network(lab: Any, method: str, network: str) -> None:
     built = moved(lab, method, network)

@@ -182,6 +182,13 @@ def test_dry_run_writes_nothing(sve: Any, tmp_path: Path) -> None:
     assert "16 targeted layers" in sve("train", *TINY, "--dry-run", "--limit", 48)
 
 
+def test_settings_that_a_method_does_not_read_are_named(sve: Any) -> None:
+    sve("train", *TINY, "--dry-run", "--limit", 48, "method.name=single", "method.members=1", "method.last_blocks=1")
+    assert "method.last_blocks: without effect, single chooses no layers" in sve.err
+    sve("train", *TINY, "--dry-run", "--limit", 48, "method.last_blocks=1")
+    assert "without effect" not in sve.err
+
+
 FAULTS = {
     "data.name=nothing/here": "nothing/here",
     "data.ood=[nothing/here]": "nothing/here",

@@ -36,7 +36,8 @@ def _corrected(rows: Sequence[Difference]) -> list[str]:
     kept = sum(row.p_holm is not None and row.p_holm < LEVEL for row in decided)
     them = "1 row that is no tie" if len(decided) == 1 else f"{len(decided)} rows that are no ties"
     keep = f"{kept} {'keeps' if kept == 1 else 'keep'}"
-    return [f"Of the {them}, {keep} p < {LEVEL} after the correction for all {len(rows)} rows (Holm)."]
+    many = f"all {len(rows)} rows" if len(rows) > 1 else "the one row"
+    return [f"Of the {them}, {keep} p < {LEVEL} after the correction for {many} (Holm)."]
 
 
 def _opening(row: Difference) -> str:

@@ -240,7 +240,7 @@ def amounts(metric: str) -> Callable[[float], str]:
     digits = len(format_number(metric, 0.0).partition(".")[2]) + 1
 
     def shown(value: float) -> str:
-        return f"{100 * value:.{digits}f} %" if is_percent(metric) else f"{value:.{digits}f}"
+        return f"{100 * value:z.{digits}f} %" if is_percent(metric) else f"{value:z.{digits}f}"
 
     return shown
 

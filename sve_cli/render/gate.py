@@ -84,7 +84,7 @@ def _amount(metric: str, value: float | None, signed: bool = False) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     digits = len(format_number(metric, 0.0).partition(".")[2]) + 1
-    shown = f"{100 * value if is_percent(metric) else value:{'+' if signed else ''}.{digits}f}"
+    shown = f"{100 * value if is_percent(metric) else value:{'+' if signed else ''}z.{digits}f}"
     return f"{shown} %" if is_percent(metric) else shown
 
 

@@ -111,8 +111,8 @@ def format_number(key: str, value: float | None) -> str:
         return MISSING
     if is_percent(key):
         # Class-wise errors are averaged over many classes that are never predicted: they are small by construction.
-        return f"{100 * value:.2f}" if key.startswith("ece_class") else f"{100 * value:.1f}"
-    return f"{value:.4f}" if key in _FOUR_DIGITS else f"{value:.3f}"
+        return f"{100 * value:z.2f}" if key.startswith("ece_class") else f"{100 * value:z.1f}"  # z: no -0.0
+    return f"{value:z.4f}" if key in _FOUR_DIGITS else f"{value:z.3f}"
 
 
 def format_interval(key: str, metric: MetricValue) -> str:

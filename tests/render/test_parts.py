@@ -2,9 +2,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from sve_cli.gate.rule import amounts
 from sve_cli.render.html import render_html
 from sve_cli.render.markdown import render_markdown
 from sve_cli.render.parts import bins_table, class_note, class_table, slice_note, slice_table
+from sve_cli.render.tables import format_number
 from sve_cli.report import BinChoice, ClassRow, MetricValue, Report, Slice
 
 
@@ -59,3 +61,9 @@ def test_views(report: Report) -> None:
         assert "<script>" not in text and "source = <b>" not in text and "&lt;b&gt;" in text
     for text in (render_html(report), render_markdown(report)):
         assert "Slices" not in text and "Classes" not in text, "older reports have none"
+
+
+def test_no_number_is_a_negative_zero() -> None:
+    assert [format_number(key, -1e-9) for key in ("accuracy", "nll", "brier")] == ["0.0", "0.000", "0.000"]
+    assert [format_number(key, -0.5) for key in ("accuracy", "nll")] == ["-50.0", "-0.500"]
+    assert amounts("accuracy")(-1e-9) == "0.00 %" and amounts("nll")(-1e-9) == "0.0000"

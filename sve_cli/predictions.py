@@ -132,7 +132,7 @@ class Predictions:
         for path in (tensor_path, table_path):
             if not path.is_file():
                 hint = "It is a .safetensors of this tool with a .parquet beside it; of others, npz, CSV and parquet can be read."
-                raise SveError(f"There is no predictions file '{path}'.", hint)
+                raise SveError(f"No predictions at '{path}'.", hint)
         try:
             with safe_open(tensor_path, framework="numpy") as f:
                 meta = json.loads((f.metadata() or {}).get("meta", "{}"))

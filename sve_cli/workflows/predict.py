@@ -78,7 +78,7 @@ def _rows(decided: Decided, predictions: Predictions, samples: Samples) -> list[
                 "id": name,
                 "label": classes[int(view.predicted_N[i])],
                 "decision": decided.decision_N[i],
-                "confidence": float(view.confidence_N[i]),
+                "confidence": float(view.probs_NC[i, view.predicted_N[i]]),
                 **{name: float(values_N[i]) for name, values_N in nats.items()},
                 "ood_score": None if decided.ood_score_N is None else float(decided.ood_score_N[i]),
                 "set": members,

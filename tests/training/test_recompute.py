@@ -5,13 +5,14 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sve_cli.recipe.spec import TrainSpec
-from sve_cli.training import recompute
+from sve_cli.training import loop, recompute
 from sve_cli.training.recompute import recomputed
 
 
@@ -22,8 +23,12 @@ def gradients(
     made = lab.build(network, method=method, n_train=24, params=params, members=2)
     trainer = made.trainer(TrainSpec(epochs=1, batch_size=24, precision=precision, clip=None, save_memory=save))  # type: ignore[arg-type]
     taken: dict[str, Tensor] = {}
-    trainer._clip = lambda r: taken.update({n: p.grad.clone() for n, p in made.ensemble.trainable().items()})
-    trainer.fit()
+
+    def take(*arguments: Any) -> None:  # in the place of weight decay, which comes between the gradients and the step
+        taken.update({n: p.grad.clone() for n, p in made.ensemble.trainable().items()})
+
+    with patch.object(loop, "decay_members", take):
+        trainer.fit()
     return taken
 
 

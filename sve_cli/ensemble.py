@@ -275,13 +275,13 @@ class Ensemble(nn.Module):
         stored = self._stored()
         return {name: p.detach().clone().contiguous() for name, p in stored.items() if names is None or name in names}
 
-    def load_trained(self, state: Mapping[str, Tensor], only: Collection[str] | None = None) -> None:
-        """Put a trained state, or the tensors `only` of one, in place.
+    def load_trained(self, state: Mapping[str, Tensor], partial: bool = False) -> None:
+        """Put a trained state in place; `partial`: what is missing in it stays as it is.
 
         Raises:
             CheckpointError: a tensor is missing, left over or of another shape; nothing is re-initialised.
         """
-        own = {name: p for name, p in self._stored().items() if only is None or name in only}
+        own = {name: p for name, p in self._stored().items() if not partial or name in state}
         missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
         if missing or extra:
             raise CheckpointError(

@@ -22,6 +22,7 @@ TOLERANCE = 1e-3  # a row of probabilities may be off by this much: it is renorm
 BLOCK = 200_000  # numbers that are worked on at a time
 MISSING = ("", "-1", "-1.0", "NA", "N/A", "NaN", "nan", "null", "None")  # labels that are unknown, unless a class has that name
 TINY = 1e-38  # stands for a probability of 0, whose logarithm is not finite
+NO_IDS = "has no ids: its rows are numbered, and samples are paired by row."  # the end of a note
 KINDS = ("probs", "logits", "log_probs")
 HINT = "It needs `probs`, `logits` or `log_probs` of shape (N, C) or (M, N, C), and `labels` (npz) or a `label` column."
 
@@ -174,7 +175,7 @@ def _predictions(
     notes = []
     if ids is None:
         ids = [str(i) for i in range(values_MNC.shape[1])]
-        notes.append(f"'{path.name}' has no ids: its rows are numbered, and samples are paired by row.")
+        notes.append(f"'{path.name}' {NO_IDS}")
     logits_MNC, zeros = (values_MNC, 0) if kind == "logits" else _log_probs(values_MNC, path, kind)
     del values, values_MNC
     if zeros:

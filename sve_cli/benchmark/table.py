@@ -152,11 +152,10 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
             f"Learning rates: {'/'.join(map(str, sorted(sizes)))} points a method, all rates scaled together, lowest validation "
             f"NLL of {who}; the search took {minutes:.1f} minutes in all, {beside}."
         )
-    before = len(notes)
+    same_steps = not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
     if any(c.method == "snapshot" for c in cells):
         notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")
-    same_steps = len(notes) == before and not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
-    if len(set(steps.values())) > 1 and same_steps:
+    elif len(set(steps.values())) > 1 and same_steps:
         notes.append("Every member takes the same number of optimiser steps (deep_ensemble: one member after another).")
     return notes
 

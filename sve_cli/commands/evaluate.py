@@ -60,8 +60,8 @@ def evaluate(
     if aggregate == "weighted" and run is None and (predictions is not None or model is not None):
         raise SveError("--aggregate weighted belongs to a run: the weights are fitted on its validation split.", "Leave it out.")
     gates = GateOptions(baseline, gate, tuple(fail_if or []), junit, summary, tuple(name_list(prob_columns)))
-    asked = gates.asked  # what is wrong with it is said before any work
-    if model is not None and asked:
+    gates.check()
+    if model is not None and gates.asked:
         raise SveError("Gates judge a run or a predictions file, not --model.", "Leave --model out.")
     from sve_cli.recipe import EvaluateSpec
     from sve_cli.workflows.evaluate import checkpoint_recipe, evaluate_checkpoint
@@ -72,7 +72,7 @@ def evaluate(
         others = [Path(p) for p in name_list(ood)]
         judged = judge_predictions(predictions, EvaluateSpec(**changes), others, prob_columns=gates.prob_columns)
         console.report(judged.report)
-        verdict = decide(gates, judged, console) if asked else None
+        verdict = decide(gates, judged, console) if gates.asked else None
         if as_json:
             console.json(judged.report if verdict is None else {"report": judged.report, "gate": verdict.document()})
         enforce(verdict)

@@ -43,14 +43,17 @@ class GateOptions:
 
     @property
     def asked(self) -> bool:
-        """Whether anything is to be judged.
+        """Whether anything is to be judged."""
+        return self.baseline is not None or self.gate is not None or bool(self.fail_if)
+
+    def check(self) -> None:
+        """Say what is wrong with them before any work.
 
         Raises:
             SveError: an output without anything to judge, a condition or a gate file that cannot be read.
         """
-        judged = self.baseline is not None or self.gate is not None or bool(self.fail_if)
         for option, value in (("--junit", self.junit), ("--summary", self.summary)):
-            if value is not None and not judged:
+            if value is not None and not self.asked:
                 raise SveError(f"{option} needs something to judge.", "Add --gate FILE, --baseline or --fail-if.")
         if self.fail_if or self.gate is not None:
             from sve_cli.gate import load_gates, parse_condition
@@ -59,7 +62,6 @@ class GateOptions:
                 parse_condition(text)
             if self.gate is not None:
                 load_gates(self.gate)
-        return judged
 
 
 NO_GATES = GateOptions()

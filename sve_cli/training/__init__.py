@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sve_cli.training.dropout import member_dropout
-from sve_cli.training.execution import check_all_called, mixing_layer, path_gap, runnable
+from sve_cli.training.execution import check_all_called, mixing_layer, path_gap
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
@@ -24,6 +24,5 @@ __all__ = [
     "mixing_layer",
     "path_gap",
     "round_steps",
-    "runnable",
     "training_precision",
 ]

@@ -104,7 +104,6 @@ class Trainer:
         self.seconds_before = 0.0  # of the processes that this one goes on from, up to their checkpoint
         self.finished: list[dict[str, Any]] = []
         self.meter = Meter()
-        self.execution: Any = None
 
     def fit(self) -> Fit:
         """Run all rounds. Restores from a checkpoint first when there is one."""
@@ -114,7 +113,7 @@ class Trainer:
 
     def _fit(self) -> Fit:
         resume = self._restore()
-        self._settle()
+        self._settle(resume.get("member_execution"))
         if self.features is None and self.total_steps:
             self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
         first_step = self.done_steps
@@ -127,10 +126,10 @@ class Trainer:
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
         return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter)
 
-    def _settle(self) -> None:
-        """Members run one after another where the network cannot compute them in one pass."""
-        if self.execution is not None:  # a resumed run goes on as it began
-            self.spec = replace(self.spec, member_execution=self.execution)
+    def _settle(self, begun: Any = None) -> None:
+        """Members run one after another where the network cannot compute them in one pass; `begun`: as a resumed run began."""
+        if begun is not None:
+            self.spec = replace(self.spec, member_execution=begun)
         elif self.features is None and self.total_steps:
             self.spec = runnable(self.spec, self.ensemble, self.train, self.device, self.log.warn)
 
@@ -182,7 +181,7 @@ class Trainer:
             self._epoch(number, r, epoch, total)
         self.ensemble.on_progress(1.0)
         if self.spec.select == "validation_nll" and not r.keep_last and self.best[self.objective.selects] is not None:
-            self.ensemble.load_trained(self.best_state, only=set(self.best_state))
+            self.ensemble.load_trained(self.best_state, partial=True)
         self.finished.append({"round": number, **self.best})
 
     def _base_lr(self, group: ParameterGroup) -> float:
@@ -358,11 +357,10 @@ class Trainer:
             return {}
         tensors, meta = self.checkpointer.loaded
         saved = {n.removeprefix("state/"): t for n, t in tensors.items() if n.startswith("state/")}
-        self.ensemble.load_trained(saved, only=set(saved))
+        self.ensemble.load_trained(saved, partial=True)
         self.done_steps = meta["done_steps"]
         self.seconds_before = meta.get("seconds", 0.0)
         self.finished = meta["finished"]
-        self.execution = meta.get("member_execution")
         return meta
 
     def _restore_optimiser(self) -> None:

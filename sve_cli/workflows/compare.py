@@ -10,7 +10,7 @@ from pathlib import Path
 from sve_cli.comparison import SCORES, align, compare_ood, compare_predictions, holm, pair_sentences
 from sve_cli.errors import SveError
 from sve_cli.findings import Comparison, Difference, Pair
-from sve_cli.foreign import SUFFIXES, open_predictions
+from sve_cli.foreign import NO_IDS, SUFFIXES, open_predictions
 from sve_cli.metrics.aggregate import source_name
 from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import Predictions
@@ -73,7 +73,7 @@ def open_system(path: Path, but: Path | None = None, prob_columns: Sequence[str]
     if not path.is_file() and not stem.with_name(stem.name + ".safetensors").is_file():
         raise SveError(f"There is neither a run nor a predictions file at '{path}'.", "Name a run's folder or a predictions file.")
     found, notes = open_predictions(path, prob_columns if path.suffix in (".csv", ".parquet") else ())
-    return System(stem.name, found, numbered=any("has no ids" in note for note in notes))
+    return System(stem.name, found, numbered=any(note.endswith(NO_IDS) for note in notes))
 
 
 def _open_run(path: Path, but: Path | None = None) -> System:

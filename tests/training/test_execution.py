@@ -135,13 +135,6 @@ class Leaking(nn.Module):
         return torch.as_tensor(self.inner(x + 0.01 * x[:1]))
 
 
-def test_a_network_that_mixes_the_rows_a_little_is_found(lab: Lab) -> None:
-    made = lab.build("vit", targets=["fc1", "fc2"])
-    block = made.ensemble.network.get_submodule("blocks.1.mlp")
-    block.fc2 = Leaking(block.fc2)
-    assert mixing(made) == "blocks.1.mlp.fc2"
-
-
 def test_a_resumed_run_goes_on_as_it_began(lab: Lab, folders: Path) -> None:
     saved: list[Any] = []
     keep = Checkpointer(lambda tensors, meta: saved.append(({k: v.clone() for k, v in tensors.items()}, dict(meta))))
@@ -172,10 +165,11 @@ class Scrambled(nn.Module):
         return torch.as_tensor(y.unflatten(0, (x.shape[1], x.shape[0])).transpose(0, 1))
 
 
-def test_the_order_of_the_rows_counts_not_only_their_number(lab: Lab) -> None:
+@pytest.mark.parametrize("wrapper", [Leaking, Scrambled])
+def test_rows_that_are_mixed_a_little_or_in_another_order_are_found(lab: Lab, wrapper: type[nn.Module]) -> None:
     made = lab.build("vit", targets=["fc1", "fc2"])
     block = made.ensemble.network.get_submodule("blocks.1.mlp")
-    block.fc2 = Scrambled(block.fc2)
+    block.fc2 = wrapper(block.fc2)
     assert mixing(made) == "blocks.1.mlp.fc2"
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sve_cli.errors import SveError
-from sve_cli.metrics.aggregate import Aggregated, aggregate, source_name
+from sve_cli.metrics.aggregate import Aggregated, aggregate, ood_name, source_name
 from sve_cli.metrics.answers import right_and_wrong
 from sve_cli.metrics.base import Metric
 from sve_cli.metrics.bin_choices import bin_choices
@@ -167,14 +167,12 @@ def score_ood(
             score in feature space without features.
     """
     scores = build_scores(spec.ood_scores, training) if ood else []
-    sets = zip(_ood_names(test, ood), ood, groups or [""] * len(ood), strict=True)
+    sets = zip(_ood_names(ood), ood, groups or [""] * len(ood), strict=True)
     return [replace(_ood_set(name, test, other, scores, spec, seed), group=group) for name, other, group in sets]
 
 
-def _ood_names(test: Predictions, ood: list[Predictions]) -> list[str]:
-    """The data set's name; with its split where the name alone would be the test set's or another OOD set's."""
-    used = Counter([test.dataset, *(other.dataset for other in ood)])
-    names = [source_name(other) if used[other.dataset] > 1 else other.dataset for other in ood]
+def _ood_names(ood: list[Predictions]) -> list[str]:
+    names = [ood_name(source_name(other)) for other in ood]
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise SveError(f"The out-of-distribution set '{repeated[0]}' is given twice.", "Name each set and split once.")
     return names

@@ -130,8 +130,9 @@ def test_ood_names() -> None:
     same = replace(make(seed=2), split="oos")
     names = [s.name for s in score_ood(test, [same, a], EvaluateSpec(bootstrap=0))]
     assert names == ["toy:oos", "other"]
-    assert [s.name for s in score_ood(test, [a, replace(a, split="dev")], EvaluateSpec(bootstrap=0))] == ["other:test", "other:dev"]
-    with pytest.raises(SveError, match="'other:test' is given twice"):
+    # A second set of a data set must not rename the first: gates and baselines know it by its name.
+    assert [s.name for s in score_ood(test, [a, replace(a, split="dev")], EvaluateSpec(bootstrap=0))] == ["other", "other:dev"]
+    with pytest.raises(SveError, match="'other' is given twice"):
         score_ood(test, [a, a], SPEC)
 
 

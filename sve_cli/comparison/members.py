@@ -14,7 +14,7 @@ from sve_cli.comparison.systems import CONFIDENCE, OF_SEVERAL_MEMBERS, SCORES, a
 from sve_cli.errors import SveError
 from sve_cli.findings import Curve, CurvePoint
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
-from sve_cli.metrics.aggregate import source_name
+from sve_cli.metrics.aggregate import ood_name, source_name
 from sve_cli.metrics.base import DEFAULT_BINS, Weighted
 from sve_cli.ood.base import OodScore
 from sve_cli.ood.joint import join
@@ -117,7 +117,7 @@ class _Source:
             strata = (test.n_samples, joined.n_samples - test.n_samples)
             for score in self.scores:
                 least = 2 if score.name in OF_SEVERAL_MEMBERS else 1
-                self.lines.append(_Line(*describe_auroc(source_name(joined), score), strata, least=least))
+                self.lines.append(_Line(*describe_auroc(ood_name(source_name(joined)), score), strata, least=least))
 
     def functions(self, subset: Subset) -> list[Weighted]:
         """One function of the sample weights for each line, for these members."""

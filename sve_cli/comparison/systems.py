@@ -13,7 +13,7 @@ from sve_cli.comparison.paired import Settings, Statistic, differences, holm, se
 from sve_cli.comparison.pairing import align
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
-from sve_cli.metrics.aggregate import Aggregated, source_name
+from sve_cli.metrics.aggregate import Aggregated, ood_name, source_name
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
 from sve_cli.metrics.base import DEFAULT_BINS, Metric, Weighted
 from sve_cli.metrics.distribution import Distribution
@@ -136,7 +136,7 @@ def compare_ood(
     strata = [tests[0].n_samples, oods[0].n_samples]
     single = any(test.n_members == 1 for test in tests)
     chosen: list[OodScore] = [OOD_SCORES.resolve(name)() for name in scores if not (single and name in OF_SEVERAL_MEMBERS)]
-    where = source_name(oods[0])
+    where = ood_name(source_name(oods[0]))
     statistics = []
     for score in chosen:
         values = [score.score(system, way) for system, way in zip(joined, ways, strict=True)]

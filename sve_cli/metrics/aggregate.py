@@ -182,6 +182,11 @@ def source_name(predictions: Predictions) -> str:
     return f"{predictions.dataset}:{predictions.split}" if predictions.split else predictions.dataset
 
 
+def ood_name(source: str) -> str:
+    """The name of the OOD set `source_name`: the data set, with its split where that is not its test split."""
+    return source.removesuffix(":test")
+
+
 def _soft_labels(predictions: Predictions, exists_NC: np.ndarray, where: str) -> np.ndarray | None:
     """The label distributions in float64, renormalised (they are stored in float32)."""
     if predictions.soft_labels_NC is None:

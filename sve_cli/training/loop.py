@@ -209,7 +209,7 @@ class Trainer:
             if k + 1 < steps and minutes >= self.spec.checkpoint_minutes:
                 self._save(number, epoch)
         record = {
-            "round": number, "epoch": epoch + 1, "step": self.done_steps,
+            "round": number, "rounds": len(self.rounds), "epoch": epoch + 1, "step": self.done_steps,
             "train_loss": float(self.loss_sum_M.mean() / steps),
             "member_train_loss": [float(x / steps) for x in self.loss_sum_M],
             **self._validate(r),

@@ -22,7 +22,9 @@ from sve_cli.benchmark import (
     row_name,
     without_folders,
 )
-from sve_cli.errors import SveError
+from sve_cli.data.load import HELD_OUT
+from sve_cli.data.sources import open_source, split_name
+from sve_cli.errors import DataError, SveError
 from sve_cli.recipe import Recipe
 from sve_cli.registry import ONE_NETWORK
 from sve_cli.workflows.bench_builds import check_builds
@@ -58,7 +60,25 @@ def check_study(study: Study) -> None:
                 f"'{cell.row}' would be trained with another {differing[0]} than '{study.cells()[0].row}'.",
                 "Rows of one table may differ in method.*, their learning rates and weight decay, and in what --sweep names.",
             )
-    check_builds((cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study))
+    missing = [(cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study)]
+    _check_sources(missing)
+    check_builds(missing)
+
+
+def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
+    """Refuse rows whose data set, or one for OOD detection, is not there. Each set is looked for once, none is read."""
+    seen: set[tuple[str, str | None, str | None]] = set()
+    for cell, recipe in rows:
+        data = recipe.data
+        others = [split_name(name)[0] for name in data.ood if name != HELD_OUT]
+        for place in ((data.name, data.config, data.revision), *((name, None, None) for name in others if name != data.name)):
+            if place in seen:
+                continue
+            seen.add(place)
+            try:
+                open_source(place[0], data, *place[1:])
+            except DataError as error:
+                raise SveError(f"'{cell.row}' cannot be trained: {error.message}", error.hint) from error
 
 
 def _to_make(study: Study) -> list[Cell]:

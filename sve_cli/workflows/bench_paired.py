@@ -19,7 +19,7 @@ from sve_cli.comparison.samples import TEST, SampleNumbers, SetNumbers, labels_o
 from sve_cli.comparison.systems import auroc_statistic, compare_views, side_names
 from sve_cli.errors import SveError
 from sve_cli.findings import Difference
-from sve_cli.metrics.aggregate import aggregate, source_name
+from sve_cli.metrics.aggregate import aggregate, ood_name, source_name
 from sve_cli.ood.entropy import Entropy
 from sve_cli.ood.joint import join
 from sve_cli.predictions import Predictions
@@ -164,7 +164,7 @@ def _differences(references: list[SampleNumbers], others: list[SampleNumbers], s
             for test, index, ood, there in zip(tests, rows, oods, paired_rows(oods, names), strict=True)
         ]
         n = len(rows[0])
-        statistic = auroc_statistic(oods[0].source, Entropy(), scores[: len(references)], scores[len(references) :], n)
+        statistic = auroc_statistic(ood_name(oods[0].source), Entropy(), scores[: len(references)], scores[len(references) :], n)
         [difference] = differences([statistic], [n, len(scores[0]) - n], settings)
         found[difference.key] = difference
     return found

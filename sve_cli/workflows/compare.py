@@ -16,7 +16,7 @@ from sve_cli.posthoc.temperature import Temperature
 from sve_cli.predictions import Predictions
 from sve_cli.registry import METRICS
 from sve_cli.render import comparison as views
-from sve_cli.rundir import RunDir, check_seal, read_json, write_text
+from sve_cli.rundir import RunDir, check_seal, how_to_finish, read_json, write_text
 from sve_cli.statistics import one_blas_thread, without_weights
 from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
@@ -65,7 +65,7 @@ def open_system(path: Path, but: Path | None = None, prob_columns: Sequence[str]
         prob_columns: columns with one class's probability each, of CSV and parquet files.
 
     Raises:
-        SveError: neither is there, or the run has no finished evaluation.
+        SveError: neither is there, or the run is not finished or has no finished evaluation.
     """
     if path.is_dir():
         return _open_run(path, but)
@@ -78,6 +78,8 @@ def open_system(path: Path, but: Path | None = None, prob_columns: Sequence[str]
 
 def _open_run(path: Path, but: Path | None = None) -> System:
     run = RunDir.open(path)
+    if not run.complete:
+        raise SveError(f"The run '{path}' is not complete.", how_to_finish(path))
     evaluations = run.evaluations()
     if not evaluations:
         raise SveError(f"The run '{path}' has no finished evaluation.", f"Make one with: sve evaluate {path}")

@@ -25,7 +25,7 @@ from sve_cli.data.sources import local_state, place_of
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError
 from sve_cli.factors import FactorStore
-from sve_cli.methods.matrix import MatrixLinear
+from sve_cli.methods.matrix import MatrixLinear, idle_choices
 from sve_cli.ood.training_features import TrainingFeatures, rows_kept
 from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import as_predictions, predict_logits
@@ -158,6 +158,8 @@ class Session:
         unused = [key for key in ("targets", "exclude", "last_blocks") if getattr(spec, key) != getattr(MethodSpec(spec.name), key)]
         if log_store and unused and not any(True for _ in ensemble.member_linears()):
             self.log.warn(f"{' and '.join(f'method.{key}' for key in unused)}: without effect, {spec.name} chooses no layers.")
+        for text in idle_choices(params) if log_store else ():
+            self.log.warn(text)
         self.to_device(ensemble)
         return ensemble
 

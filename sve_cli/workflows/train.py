@@ -297,7 +297,8 @@ class LoopLog:
         if self.run is not None:
             with self.run.history_path.open("a", encoding="utf-8") as f:
                 f.write(json.dumps(record) + "\n")
-        parts = [f"epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
+        where = f"round {record['round'] + 1} of {record['rounds']}, " if record["rounds"] > 1 else ""
+        parts = [f"{where}epoch {record['epoch']}", f"train loss {record['train_loss']:.4f}"]
         if record["validation_nll"] is not None:
             parts += [f"validation NLL {record['validation_nll']:.4f}", f"accuracy {100 * record['validation_accuracy']:.2f} %"]
             parts += [f"disagreement {100 * record['disagreement']:.2f} %"]

@@ -80,7 +80,7 @@ def test_ood_sets_are_scored_by_entropy_and_mutual_information(make: Make) -> No
     far = replace(make(n=20, members=3, data_seed=4, skill=0.0, dataset="far"), labels_N=np.full(20, -1))
     steps: list[int] = []
     curves = member_curves(test, [far], metrics=["accuracy"], bootstrap=50, progress=lambda: steps.append(1))
-    assert [c.key for c in curves] == ["accuracy", "ood.far:test.entropy.auroc_ood", "ood.far:test.mutual_information.auroc_ood"]
+    assert [c.key for c in curves] == ["accuracy", "ood.far.entropy.auroc_ood", "ood.far.mutual_information.auroc_ood"]
     assert len(steps) == n_subsets(3) == 7 and curves[1].n == 80
     for curve, name in zip(curves[1:], ("entropy_N", "mutual_information_N"), strict=True):
         for point in curve.points:

@@ -302,13 +302,13 @@ def ood_of(make: Make, members: int, seed: int, n: int = 25) -> Predictions:
 def test_auroc_is_compared_on_both_sets(make: Make) -> None:
     a, b = ((make(seed=s, members=m), ood_of(make, m, s)) for s, m in ((1, 2), (2, 3)))
     rows = compare_ood([a], [b], bootstrap=200, permutations=100)
-    assert [row.key for row in rows] == ["ood.far:test.entropy.auroc_ood", "ood.far:test.mutual_information.auroc_ood"]
+    assert [row.key for row in rows] == ["ood.far.entropy.auroc_ood", "ood.far.mutual_information.auroc_ood"]
     for row, name in zip(rows, ("entropy_N", "mutual_information_N"), strict=True):
         values = [auroc_ood(getattr(aggregate(test), name), getattr(aggregate(far), name)) for test, far in (a, b)]
         assert [row.reference, row.other] == pytest.approx(values)
-        assert row.low < row.difference < row.high and row.n == 85 and row.direction == "higher" and row.group == "far:test"
+        assert row.low < row.difference < row.high and row.n == 85 and row.direction == "higher" and row.group == "far"
     one = make(seed=3), ood_of(make, 1, 3)
-    assert [row.key for row in compare_ood([a], [one], bootstrap=50, permutations=0)] == ["ood.far:test.entropy.auroc_ood"]
+    assert [row.key for row in compare_ood([a], [one], bootstrap=50, permutations=0)] == ["ood.far.entropy.auroc_ood"]
     for row in compare_ood([a], [a], bootstrap=50, permutations=50):
         assert (row.difference, row.p_value, row.verdict) == (0.0, 1.0, TIE)
     averaged = compare_ood([a, a], [b], scores=["entropy"], bootstrap=200, permutations=100)

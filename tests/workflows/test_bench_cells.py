@@ -247,6 +247,22 @@ def test_different_rows_never_share_a_file() -> None:
     assert len(set(names)) == len(names)
 
 
+@pytest.mark.parametrize(
+    ("change", "saying"),
+    [
+        ({"sweep": {"data.name": ["digits", "nope"]}}, r"'sve \(name=nope\)' cannot be trained: Data set 'nope'"),
+        ({"overrides": ("data.ood=['digits:ood', 'held_out_classes', './none.csv']",)}, "'sve' cannot be trained: .*none.csv"),
+    ],
+)
+def test_a_set_that_is_not_there_is_found_out_first(
+    study: Study, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], saying: str
+) -> None:
+    monkeypatch.setattr("sve_cli.workflows.bench_checks.check_builds", lambda rows: None)
+    check_study(study)
+    with pytest.raises(SveError, match=saying):
+        check_study(replace(study, methods=("sve",), **change))
+
+
 def test_swept_files_of_one_name_are_refused(study: Study) -> None:
     with pytest.raises(SveError, match="Two rows would be called"):
         check_study(replace(study, methods=("sve",), sweep={"data.name": ["/a/x.csv", "/b/x.csv"]}))

@@ -49,6 +49,15 @@ def noisy(trained: Path, tmp_path: Path) -> Path:
     return changed(trained, tmp_path / "noisy", noise)
 
 
+@pytest.mark.parametrize("command", ["compare", "members"])
+def test_a_run_that_is_not_finished_is_refused(sve: Any, trained: Path, tmp_path: Path, command: str) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "stopped"))
+    (run / "COMPLETE").unlink()
+    sides = [trained, run] if command == "compare" else [run]
+    sve.check_refuses(command, *sides, saying=f"The run '{run}' is not complete.")
+    assert f"sve train --resume {run}" in sve.err
+
+
 def test_a_run_against_another(sve: Any, trained: Path, noisy: Path, tmp_path: Path) -> None:
     before = sve.digests(trained)
     found = sve.json("compare", trained, noisy, *QUICK, "--scaled", "--out", tmp_path / "out")

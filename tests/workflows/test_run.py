@@ -20,6 +20,8 @@ from sve_cli.export import merged
 from sve_cli.predictions import Predictions
 from sve_cli.rundir import EVALUATING, LOCK, check_seal
 from sve_cli.workflows import evaluate as evaluate_workflow
+from sve_cli.workflows.session import Silent
+from sve_cli.workflows.train import LoopLog
 
 TINY = [
     "quickstart", "train.epochs=1", "train.batch_size=16", "train.precision=float32", "evaluate.bootstrap=50", "method.members=2"
@@ -187,6 +189,16 @@ def test_settings_that_a_method_does_not_read_are_named(sve: Any) -> None:
     assert "method.last_blocks: without effect, single chooses no layers" in sve.err
     sve("train", *TINY, "--dry-run", "--limit", 48, "method.last_blocks=1")
     assert "without effect" not in sve.err
+    sve("train", *TINY, "--dry-run", "--limit", 48, "method.params.biases=shared", "method.params.bias_init=0.1")
+    assert "method.params.bias_init is without effect: no member has biases of its own (biases: shared)." in sve.err
+
+
+@pytest.mark.parametrize(("rounds", "start"), [(1, "epoch 2, train loss"), (4, "round 3 of 4, epoch 2, train loss")])
+def test_epochs_of_several_rounds_are_told_apart(rounds: int, start: str) -> None:
+    log = Silent()
+    record = {"round": min(2, rounds - 1), "rounds": rounds, "epoch": 2, "train_loss": 0.5, "validation_nll": None, "seconds": 1.0}
+    LoopLog(None, log, lambda n, text: None, 0).epoch(record)
+    assert log.lines[0].startswith(start)
 
 
 FAULTS = {

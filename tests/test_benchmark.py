@@ -210,6 +210,18 @@ def test_keys_that_only_one_version_knows_do_not_differ() -> None:
     assert differing_keys({"a": 1, "b": 2, "old": 3}, {"a": 1, "b": 5, "new": 4}) == ["b"]
 
 
+def test_a_precision_of_auto_is_what_it_meant() -> None:
+    took = {name: replace(cell(recipe={"train.precision": "auto"}), training={**cell().training, "precision": name})
+            for name in ("float32", "bfloat16")}  # fmt: skip
+    said = cell(recipe={"train.precision": "float32"})
+    assert differing_keys(said.recipe, took["float32"].recipe) == []
+    assert differing_keys(said.recipe, {"train.precision": "bfloat16"}) == ["train.precision"]
+    assert different_task(said, took["bfloat16"]) == []  # not known of `said`
+    assert different_task(*took.values()) == ["train.precision"]
+    swept = replace(took["float32"], sweep={"train.precision": "auto"})
+    assert different_task(swept, took["bfloat16"]) == []
+
+
 def test_different_tasks_are_found_and_swept_keys_are_free() -> None:
     plain = cell()
     assert different_task(plain, cell("single", 3, recipe={"train.lr": 1e-4, "method.members": 1, "new.key": 1})) == []

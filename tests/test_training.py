@@ -20,7 +20,7 @@ from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.registry import METHODS
 from sve_cli.tasks.common import TokenisedText
-from sve_cli.training import Checkpointer, check_all_called, epoch_batches, learning_rate_factor, mean_nll, round_steps
+from sve_cli.training import Checkpointer, check_all_called, epoch_batches, learning_rate_factor, mean_nll, round_steps, schedule
 from sve_cli.training.update import clip_members, decay_members
 
 Saved = tuple[dict[str, Tensor], dict[str, Any]]
@@ -81,6 +81,38 @@ def test_a_killed_run_goes_on_to_the_same_bits(lab: Any, settings: dict[str, Any
         assert all(torch.equal(again[n], t) for n, t in state.items())
         assert len(later) == 9 - k
         assert told == (history if k < 4 else history[1:] if k < 9 else [])
+
+
+@pytest.mark.parametrize("begun", ["bfloat16", "float32"])
+def test_a_resumed_run_keeps_the_precision_it_began_in(lab: Any, monkeypatch: pytest.MonkeyPatch, begun: str) -> None:
+    """`auto` may mean another one in another process: on another machine, or where an earlier version chose."""
+    state, saved, _ = run(lab, None, precision=begun)
+    assert {meta["precision"] for _, meta in saved} == {begun}
+    monkeypatch.setattr(schedule, "WIDE", 1)
+    monkeypatch.setattr(schedule, "_multiplies_bfloat16", lambda: begun == "float32")
+    again = run(lab, saved[4], precision="auto")[0]
+    assert all(torch.equal(again[n], t) for n, t in state.items())
+    other = run(lab, None, precision="auto")[0]  # from the start it is the other precision, and not the same bits
+    assert not all(torch.equal(other[n], t) for n, t in state.items())
+
+
+@pytest.mark.parametrize(
+    ("asked", "width", "able", "dtype"),
+    [
+        ("auto", 192, True, torch.bfloat16), ("auto", 191, True, torch.float32), ("auto", 768, False, torch.float32),
+        ("float32", 768, True, torch.float32), ("bfloat16", 8, False, torch.bfloat16),
+    ],
+)  # fmt: skip
+def test_the_precision_fits_processor_and_network(
+    monkeypatch: pytest.MonkeyPatch, asked: Any, width: int, able: bool, dtype: torch.dtype
+) -> None:
+    """Most matrices have a side of `width`; embeddings, a convolution and vectors do not decide."""
+    monkeypatch.setattr(schedule, "_multiplies_bfloat16", lambda: able)
+    blocks = [layer for _ in range(2) for layer in (nn.Linear(width, 4 * width), nn.Linear(4 * width, width), nn.LayerNorm(width))]
+    network = nn.Sequential(nn.Conv2d(3, width, 4), nn.Embedding(9, width), *blocks)
+    assert schedule.training_precision(TrainSpec(precision=asked), torch.device("cpu"), network) == dtype
+    empty = schedule.training_precision(TrainSpec(), torch.device("cpu"), nn.LayerNorm(4))
+    assert empty == torch.float32
 
 
 QUICK = ("sve", "heads_only", "lora_ensemble")  # the others' resumption is a slow check

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.speed.machine import device
+from benchmarks.speed.machine import device, precision
 from benchmarks.speed.networks import Bench
 from sve_cli.backbone import replace_module
 from sve_cli.ensemble import Ensemble
@@ -23,7 +23,7 @@ from sve_cli.methods.full_networks import frozen_parameters
 from sve_cli.recipe.spec import MethodSpec, TrainSpec
 from sve_cli.registry import METHODS
 from sve_cli.tasks.common import tensor_to
-from sve_cli.training import Checkpointer, Trainer, member_dropout, training_precision
+from sve_cli.training import Checkpointer, Trainer, member_dropout
 
 CLIP = 1.0
 RATE = 1e-5  # what is learned does not matter here; small, so that nothing diverges
@@ -57,7 +57,7 @@ class EnsembleSteps:
         self.bench = bench
         self.ensemble = build(bench, method, **params)
         self.network = self.ensemble.network
-        spec = TrainSpec(epochs=0, batch_size=bench.batch_size, clip=CLIP, **(train or {}))
+        spec = TrainSpec(**{"epochs": 0, "batch_size": bench.batch_size, "clip": CLIP, "precision": precision(), **(train or {})})
         quiet, nothing = _NoLog(), Checkpointer(lambda tensors, meta: None)
         self.trainer = Trainer(self.ensemble, bench.encoded, None, lambda m: np.zeros(0), spec, RATE, 0, quiet, nothing)
         self.trainer.fit()  # no epoch: makes the optimiser
@@ -71,10 +71,11 @@ class FullSteps:
     """M steps of full fine-tuning, one network each: fused AdamW over all weights, the gradient norm clipped.
 
     The M steps are taken on one copy of the weights, one after another, which is faster than M copies.
-    `joined`: one step on all M batches at once instead, for comparing memory at the same number of tokens.
+    `products`: what matrix products run in; None: as everywhere here. `joined`: one step on all M batches at once instead, for
+    comparing memory at the same number of tokens.
     """
 
-    def __init__(self, bench: Bench, precision: str = "auto", joined: bool = False) -> None:
+    def __init__(self, bench: Bench, products: str | None = None, joined: bool = False) -> None:
         self.bench, self.joined = bench, joined
         self.network = bench.backbone.fresh(share=False)
         self.head = nn.Linear(bench.backbone.feature_dim, len(bench.task.classes)).to(device())
@@ -82,7 +83,7 @@ class FullSteps:
         self.parameters = [p.requires_grad_(True) for p in self.network.parameters() if id(p) not in frozen]
         self.parameters += list(self.head.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0, fused=True)
-        self.dtype = training_precision(TrainSpec(precision=precision), device())  # type: ignore[arg-type]
+        self.dtype = getattr(torch, products or precision())
 
     def __call__(self, turn: int) -> None:
         self.network.train()
@@ -126,7 +127,7 @@ class PaperLinear(nn.Module):
 class PaperSteps:
     """SVE as its paper writes it: member after member, every matrix multiplied out."""
 
-    def __init__(self, bench: Bench, precision: str = "auto") -> None:
+    def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self.network = bench.backbone.fresh()
         self.layers = []
@@ -140,7 +141,7 @@ class PaperSteps:
         self.heads = nn.ModuleList([nn.Linear(width, classes) for _ in range(bench.members)]).to(device())
         self.parameters = [p for layer in self.layers for p in layer.parameters()] + list(self.heads.parameters())
         self.optimiser = torch.optim.AdamW(self.parameters, lr=RATE, weight_decay=0.0, fused=True)
-        self.dtype = training_precision(TrainSpec(precision=precision), device())  # type: ignore[arg-type]
+        self.dtype = getattr(torch, precision())
 
     def __call__(self, turn: int) -> None:
         self.network.train()

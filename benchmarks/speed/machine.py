@@ -25,6 +25,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def precision() -> str:
+    """What matrix products are measured in: float32 on a CPU, so that those with and without bfloat16 instructions compare."""
+    return "bfloat16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "float32"
+
+
 def load() -> list[float]:
     """Load averages over 1, 5 and 15 minutes; [] where the system has none."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []

@@ -4,7 +4,7 @@ Shapes do not occur here: everything is a named number. A cell is one trained an
 """
 
 from sve_cli.benchmark.documents import without_folders
-from sve_cli.benchmark.table import build_table, by_size, different_task, different_task_keys, differing_keys, searched
+from sve_cli.benchmark.table import PRECISION, build_table, by_size, different_task, different_task_keys, differing_keys, searched
 from sve_cli.benchmark.values import (
     DIVERGED,
     EARLIER,
@@ -29,6 +29,7 @@ from sve_cli.benchmark.values import (
 __all__ = [
     "DIVERGED",
     "EARLIER",
+    "PRECISION",
     "REFERENCE",
     "SEARCHED_AS",
     "TRAINED",

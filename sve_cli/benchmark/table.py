@@ -10,6 +10,7 @@ from typing import Any
 from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTable, CellResult, Diverged, Grid, Spread, row_name
 from sve_cli.errors import SveError
 
+PRECISION = "train.precision"
 _SOURCES = {"checkpoint": "the checkpoint's content", "test": "the test rows"}
 _OWN = ("method.", "seed", "train.lr", "train.bias_lr", "train.head_lr", "train.weight_decay")  # what cells may differ in
 
@@ -59,13 +60,19 @@ def build_table(
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """Key paths both recipes have with different values. Keys that only a newer version knows do not count."""
-    return sorted(k for k in one.keys() & other.keys() if one[k] != other[k])
+    """Key paths both recipes have with different values. Keys that only a newer version knows do not count, and not a precision of
+    `auto`, which may mean the other's: what it meant is among a run's facts."""
+    found = sorted(k for k in one.keys() & other.keys() if one[k] != other[k])
+    return [k for k in found if k != PRECISION or "auto" not in (one[k], other[k])]
 
 
 def different_task(one: CellResult, other: CellResult) -> list[str]:
     """Key paths in which two cells of one table must not differ, but do."""
-    found = different_task_keys(one.recipe, other.recipe, {*one.sweep, *other.sweep})
+    swept = {*one.sweep, *other.sweep}
+    found = different_task_keys(one.recipe, other.recipe, swept)
+    took = {cell.training["precision"] for cell in (one, other) if "precision" in cell.training}
+    if len(took) > 1 and PRECISION not in (*found, *swept):
+        found.append(PRECISION)
     return found if one.limit == other.limit else [*found, "--limit"]
 
 

@@ -44,7 +44,7 @@ def path_gap(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torc
     As training does: in its precision, all members at once or one after another.
     """
     inputs = tensor_to(encoded.batch(np.arange(min(32, len(encoded)))), device)
-    dtype = training_precision(spec, device)
+    dtype = training_precision(spec, device, ensemble.backbone.network)
     spec = runnable(spec, ensemble, encoded, device, lambda text: None)
     everyone = tuple(range(ensemble.n_members))
     ensemble.set_training(False)

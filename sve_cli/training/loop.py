@@ -59,13 +59,14 @@ class Checkpointer:
 
 @dataclass(frozen=True)
 class Fit:
-    """What training leaves behind besides the ensemble's state."""
+    """What training leaves behind besides the ensemble's state. `dtype`: what the network's products ran in; None: heads only."""
 
     seconds: float
     steps: int
     samples_per_second: float
     best: list[dict[str, Any]]
     meter: Meter
+    dtype: torch.dtype | None = None
 
 
 class Trainer:
@@ -94,7 +95,7 @@ class Trainer:
         self.features, self.features_MNF = features, cast("Tensor | None", None)
         self.prefix: Prefix | None = None
         self.device = next(ensemble.network.parameters()).device
-        self.dtype = training_precision(spec, self.device)
+        self.dtype = training_precision(spec, self.device, ensemble.backbone.network)
         self.objective = objective or CrossEntropy(train, validation, spec, len(ensemble.classes), self.device)
         self.batches_per_epoch = math.ceil(len(train) / spec.batch_size)
         self.rounds = ensemble.rounds()
@@ -113,7 +114,7 @@ class Trainer:
 
     def _fit(self) -> Fit:
         resume = self._restore()
-        self._settle(resume.get("member_execution"))
+        self._settle(resume)
         if self.features is None and self.total_steps:
             self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
         first_step = self.done_steps
@@ -124,12 +125,14 @@ class Trainer:
         seconds = time.monotonic() - self.started
         passes = sum(self._steps_of(r) * len(r.members) for r in self.rounds) / max(self.total_steps, 1)  # members a step
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
-        return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter)
+        dtype = self.dtype if self.features is None else None
+        return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter, dtype)
 
-    def _settle(self, begun: Any = None) -> None:
-        """Members run one after another where the network cannot compute them in one pass; `begun`: as a resumed run began."""
-        if begun is not None:
-            self.spec = replace(self.spec, member_execution=begun)
+    def _settle(self, begun: dict[str, Any]) -> None:
+        """Members run one after another where the network cannot compute them in one pass; a resumed run goes on as it began."""
+        if begun:
+            self.spec = replace(self.spec, **{k: begun[k] for k in ("member_execution", "precision") if k in begun})
+            self.dtype = training_precision(self.spec, self.device, self.ensemble.backbone.network)
         elif self.features is None and self.total_steps:
             self.spec = runnable(self.spec, self.ensemble, self.train, self.device, self.log.warn)
 
@@ -143,7 +146,7 @@ class Trainer:
             DivergenceError: the loss is not finite.
             CheckpointError: a target layer is never called by the network.
         """
-        self._settle()
+        self._settle({})
         r = self.rounds[0]
         self.ensemble.set_training(True)
         loss_M = torch.zeros(len(r.members))
@@ -346,7 +349,7 @@ class Trainer:
         meta = {
             "round": number, "epoch": epoch, "round_done": self.round_done, "done_steps": self.done_steps,
             "loss_sum": self.loss_sum_M.tolist(), "best": self.best, "finished": self.finished,
-            "member_execution": self.spec.member_execution,
+            "member_execution": self.spec.member_execution, "precision": str(self.dtype).removeprefix("torch."),
             "seconds": self.seconds_before + time.monotonic() - self.started,
         }  # fmt: skip
         self.checkpointer.save(tensors, meta)

@@ -6,15 +6,18 @@ Shapes: M members, N samples, C classes.
 from __future__ import annotations
 
 import math
+import statistics
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sve_cli.ensemble import Round, keyed_generator
 from sve_cli.recipe.spec import TrainSpec
 from sve_cli.tasks.common import Encoded, masked_logits
 
+WIDE = 192  # narrower networks train faster in float32: docs/performance.md, "bfloat16"
+_PROBES = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # of torch.cpu
 POOL = 64  # batches per bucketing pool: enough to pad little, few enough to keep batches random
 
 
@@ -54,18 +57,26 @@ def learning_rate_factor(step: int, total: int, spec: TrainSpec, restart: bool =
     return 0.5 * (1 + math.cos(math.pi * share)) if spec.schedule == "cosine" else 1 - share
 
 
-def training_precision(spec: TrainSpec, device: torch.device) -> torch.dtype:
-    """The dtype matrix products run in. auto: bfloat16 where the hardware multiplies it faster (measured once, 2 ms)."""
+def training_precision(spec: TrainSpec, device: torch.device, network: nn.Module) -> torch.dtype:
+    """The dtype that the matrix products of a network run in.
+
+    auto: bfloat16 on GPUs that have it, and on CPUs with instructions for it (AMX, AVX-512 BF16) where the network is wide enough.
+    """
     if spec.precision != "auto":
         return torch.bfloat16 if spec.precision == "bfloat16" else torch.float32
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    return torch.bfloat16 if torch.backends.cpu.get_cpu_capability() == "AMX" or _amx() else torch.float32
+    return torch.bfloat16 if _multiplies_bfloat16() and _width(network) >= WIDE else torch.float32
 
 
-def _amx() -> bool:
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(probe()) if probe else False
+def _multiplies_bfloat16() -> bool:
+    """Whether the processor does; without such instructions a product takes five times as long as in float32."""
+    return any(bool(probe()) for name in _PROBES if (probe := getattr(torch.cpu, name, None)))
+
+
+def _width(network: nn.Module) -> float:
+    """The smaller side of a weight matrix (O, I), in the median over the network's weights."""
+    return statistics.median([min(len(p), p[0].numel()) for p in network.parameters() if p.ndim > 1] or [0])
 
 
 def mean_nll(logits_MNC: Tensor, labels_N: Tensor, mask_NC: Tensor | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Backbone, LinearView, load_backbone
@@ -14,6 +15,7 @@ from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.recipe.spec import MethodSpec
 from sve_cli.registry import METHODS
+from sve_cli.training import training_precision
 
 
 class _EnoughError(Exception):
@@ -42,12 +44,16 @@ class _Probe:
         raise _EnoughError
 
 
-def check_builds(rows: Iterable[tuple[Cell, Recipe]]) -> None:
+def check_builds(rows: Iterable[tuple[Cell, Recipe]], trained_in: str | None = None) -> None:
     """Refuse rows whose method would refuse its recipe or the network. Each checkpoint is opened once, nothing is decomposed.
 
+    Args:
+        trained_in: the precision of the rows that are there already; None: there are none, or precisions are swept.
+
     Raises:
-        SveError: a method cannot be built so; a checkpoint cannot be opened.
+        SveError: a method cannot be built so; a checkpoint cannot be opened; the rows would be trained in another precision.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoints: dict[str, dict[str, tuple[Cell, Recipe]]] = {}
     for cell, recipe in rows:
         same = checkpoints.setdefault(repr((recipe.model, recipe.task.name)), {})
@@ -57,6 +63,12 @@ def check_builds(rows: Iterable[tuple[Cell, Recipe]]) -> None:
         probe = _Probe(load_backbone(first.model, first.task.name))
         for cell, recipe in same.values():
             _check_build(probe, cell, recipe)
+            here = str(training_precision(recipe.train, device, probe.backbone.network)).removeprefix("torch.")
+            if trained_in not in (None, here):
+                raise SveError(
+                    f"'{cell.row}' would be trained in {here}, but the rows that are there were trained in {trained_in}.",
+                    f"Write train.precision={trained_in}, or choose another --out.",
+                )
 
 
 def _check_build(probe: _Probe, cell: Cell, recipe: Recipe) -> None:

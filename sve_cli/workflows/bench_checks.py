@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sve_cli.benchmark import (
     EARLIER,
+    PRECISION,
     Cell,
     CellResult,
     Diverged,
@@ -62,7 +63,7 @@ def check_study(study: Study) -> None:
             )
     missing = [(cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study)]
     _check_sources(missing)
-    check_builds(missing)
+    check_builds(missing, _trained_in(study))
 
 
 def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
@@ -79,6 +80,12 @@ def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
                 open_source(place[0], data, *place[1:])
             except DataError as error:
                 raise SveError(f"'{cell.row}' cannot be trained: {error.message}", error.hint) from error
+
+
+def _trained_in(study: Study) -> str | None:
+    """The precision of the results that are there; None without any, and where precisions are swept."""
+    cells = [] if PRECISION in study.sweep else load_cells(study.out)
+    return next((cell.training["precision"] for cell in cells if "precision" in cell.training), None)
 
 
 def _to_make(study: Study) -> list[Cell]:

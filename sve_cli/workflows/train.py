@@ -163,14 +163,15 @@ def finish(session: Session, ensemble: Ensemble, run: RunDir, command: str) -> R
 
 
 def _speed(session: Session, fit: training.Fit) -> dict[str, Any]:
-    """How fast the steps were, said and returned; {} where none ran or only heads trained."""
-    share = fit.meter.utilisation(session.device, training.training_precision(session.recipe.train, session.device))
-    if share is None:
+    """In what precision the steps ran and how fast, said and returned; {} where none ran or only heads trained."""
+    if fit.dtype is None or (share := fit.meter.utilisation(session.device, fit.dtype)) is None:
         return {}
+    name = str(fit.dtype).removeprefix("torch.")
     # Above 1 the peak was measured beside other work, and says nothing.
     used = f"; its products use {share:.0%} of the peak that one large product reaches here." if share <= 1.0 else "."
-    session.log.say(f"Training: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together{used}")
-    return {f"{fit.meter.unit}_per_second": round(fit.meter.per_second, 1), "model_flops_utilisation": round(share, 3)}
+    session.log.say(f"Training in {name}: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together{used}")
+    rate = {f"{fit.meter.unit}_per_second": round(fit.meter.per_second, 1)}
+    return {"precision": name, **rate, "model_flops_utilisation": round(share, 3)}
 
 
 def require_place(out: Path | None, overwrite: bool) -> None:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from sve_cli.recipe import digest, load_recipe
 from sve_cli.recipe.schema import recipes_reference
 from sve_cli.registry import METHOD_ALIASES, METHODS
 from sve_cli.rundir import RunDir
-from sve_cli.workflows import bench_builds
+from sve_cli.workflows import bench_builds, bench_checks
 from sve_cli.workflows.bench import bench
 from sve_cli.workflows.bench_cells import Study, grid_factors
 from sve_cli.workflows.bench_checks import _to_make, check_study
@@ -114,6 +115,20 @@ def test_the_last_row_of_a_sweep_is_checked_too_and_the_checkpoint_opened_once(s
     assert opened == ["digits_vit"] * 2
     check_study(replace(study, methods=tuple(METHODS), seeds=1, overrides=("data.limit=9",)))  # all of them can be built
     assert len(opened) == 3
+
+
+def test_rows_of_one_table_are_trained_in_one_precision(study: Study, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    stored = SimpleNamespace(row="sve", training={"precision": "bfloat16"})
+    monkeypatch.setattr(bench_checks, "load_cells", lambda out: [stored])
+    with pytest.raises(SveError) as caught:
+        check_study(replace(study, overrides=("train.precision=float32",)))
+    assert caught.value.message == "'single' would be trained in float32, but the rows that are there were trained in bfloat16."
+    assert caught.value.hint.startswith("Write train.precision=bfloat16, or choose another --out.")
+    check_study(replace(study, overrides=("train.precision=bfloat16",)))
+    check_study(replace(study, sweep={"train.precision": ["float32", "bfloat16"]}))
+    stored.training.clear()  # heads alone were trained, or an earlier version did
+    check_study(replace(study, overrides=("train.precision=float32",)))
+    assert set(opened) == {"digits_vit"}
 
 
 def test_what_is_finished_needs_no_checkpoint(study: Study, opened: list[str]) -> None:

@@ -12,12 +12,10 @@ import torch
 from benchmarks.speed.clock import Spread, digits, interleave, paired, ratio
 from benchmarks.speed.contenders import make
 from benchmarks.speed.flops import StepFlops, step_flops
-from benchmarks.speed.machine import GemmProbe, device, peak_of
+from benchmarks.speed.machine import GemmProbe, peak_of, precision
 from benchmarks.speed.networks import Shape, open_bench, why_not_real
 from benchmarks.speed.tiers import Context
 from benchmarks.speed.where import profile_step
-from sve_cli.recipe.spec import TrainSpec
-from sve_cli.training import training_precision
 
 SMALL, LARGE = {"full": 0.50, "paper": 0.40, "lora": 0.90, "quarter": 0.8}, {"full": 0.85, "lora": 1.2, "quarter": 0.8}
 PEAK_SHARE = 0.60
@@ -82,7 +80,7 @@ def _row(context: Context, shape: Shape, targets: dict[str, float], judged: bool
     if "sve_sequential" in times:
         ratios.append(ratio("sequential", "members one after another against all at once", paired(times, "sve_sequential", "sve")))
     found: dict[str, Any] = {
-        "setting": {**vars(shape), "words": shape.words(), "precision": _precision()},
+        "setting": {**vars(shape), "words": shape.words(), "precision": precision()},
         "contenders": {
             n: {"seconds": Spread.of(t).document(), "gflop_needed": digits((flops[n].linear + flops[n].attention) / 1e9),
                 "gflop_done": digits(flops[n].done / 1e9)}
@@ -93,10 +91,6 @@ def _row(context: Context, shape: Shape, targets: dict[str, float], judged: bool
     if profiled:
         _profiles(found, steps, flops, targets is LARGE, context)
     return found
-
-
-def _precision() -> str:
-    return str(training_precision(TrainSpec(), device())).removeprefix("torch.")
 
 
 def _best_of(step: Callable[[], object], probe: GemmProbe, context: Context) -> tuple[dict[str, Any], float]:
@@ -110,7 +104,7 @@ def _best_of(step: Callable[[], object], probe: GemmProbe, context: Context) -> 
 
 def _profiles(found: dict[str, Any], steps: dict[str, Any], flops: dict[str, StepFlops], large: bool, context: Context) -> None:
     """Add where the time goes, and the share of the measured GEMM peak that the products and the whole step reach."""
-    probe = GemmProbe(context.pick(128, 1024, 2048), getattr(torch, _precision()))
+    probe = GemmProbe(context.pick(128, 1024, 2048), getattr(torch, precision()))
     for name in ("sve", "full"):
         profile, peak = _best_of(partial(steps[name], 0), probe, context)
         products = flops[name].in_products / max(profile["products_seconds"], 1e-9) / peak

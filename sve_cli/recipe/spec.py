@@ -133,7 +133,10 @@ class TrainSpec:
     clip: float | None = doc("Largest gradient norm per member; null: no clipping.", 1.0, above=0.0)
     label_smoothing: float = doc("Label smoothing of the training loss.", 0.0, low=0.0, high=0.5)
     class_weights: Literal["none", "balanced"] = doc("Weight each sample's loss by the inverse frequency of its class.", "none")
-    precision: Literal["auto", "float32", "bfloat16"] = doc("auto: bfloat16 where the hardware is good at it.", "auto")
+    precision: Literal["auto", "float32", "bfloat16"] = doc(
+        "What products run in; auto: bfloat16 on GPUs, and on CPUs with instructions for it where the network is 192 wide or wider.",
+        "auto",
+    )
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")
     save_memory: bool = doc(
         "Compute in the backward pass again what it can have from what it keeps anyway: less memory, more time, the same numbers.",

@@ -134,7 +134,7 @@ class TrainSpec:
     label_smoothing: float = doc("Label smoothing of the training loss.", 0.0, low=0.0, high=0.5)
     class_weights: Literal["none", "balanced"] = doc("Weight each sample's loss by the inverse frequency of its class.", "none")
     precision: Literal["auto", "float32", "bfloat16"] = doc(
-        "What products run in; auto: bfloat16 on GPUs, and on CPUs with instructions for it where the network is 192 wide or wider.",
+        "What products run in; auto: bfloat16 on GPUs, and on CPUs with instructions for it for networks at least 192 wide.",
         "auto",
     )
     member_execution: Literal["batched", "sequential"] = doc("All members at once, or one after another (less memory).", "batched")

@@ -2,7 +2,7 @@
 
 torch's own spends 10 ns a number on a CPU, which was a seventh of a training step; this takes a quarter of that
 (docs/performance.md). Within `member_dropout`, every `dropout` and every attention with dropout, of whichever library,
-is computed here; what cannot be (other devices, bfloat16, grouped queries) stays torch's. Because member m draws from its own
+is computed here; what cannot be (other devices, grouped queries) stays torch's. Because member m draws from its own
 generator, it drops the same whether members run batched or one after another, where their inputs are padded to the same length.
 """
 
@@ -57,6 +57,9 @@ def _draw(generator: np.random.Generator, out: np.ndarray, rate: float) -> None:
 
 def times_mask(x: Tensor, keep: Tensor, rate: float) -> Tensor:
     """x where it is kept, over 1 - rate, and 0 elsewhere. `keep`: bool as x, or its bits, eight to a byte."""
+    if x.dtype == torch.bfloat16:  # numpy has none
+        bits = keep if keep.dtype == torch.bool else torch.from_numpy(np.unpackbits(keep.numpy(), count=x.numel()))
+        return (x * bits.view(torch.bool).view(x.shape)).mul_(1 / (1 - rate) if rate < 1 else 0)
     y = torch.empty_like(x, memory_format=torch.contiguous_format)
     x_flat, keep_flat, y_flat = (t.contiguous().view(-1).numpy() for t in (x, keep, y))
     scale = x_flat.dtype.type(1 / (1 - rate) if rate < 1 else 0)
@@ -117,13 +120,15 @@ class _MemberDropout(TorchFunctionMode):
             return None
         keep = self.draws.keep(torch.Size((*query.shape[:3], key.shape[2])), dropout_p)
         again = self.save_memory and keep.shape[3] > query.shape[3]  # scores are more than what they are made of
-        return attention(query, key, value, attn_mask, is_causal, scale, keep, dropout_p, again)
+        given = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
+        q, k, v = (t.float() if t.dtype == torch.bfloat16 else t for t in (query, key, value))
+        with torch.autocast("cpu", enabled=False):  # in float32: its products are small
+            return attention(q, k, v, attn_mask, is_causal, scale, keep, dropout_p, again).to(given)
 
 
 def _takes(x: Tensor) -> bool:
     """Whether a tensor is of the kind that is computed here."""
-    plain = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
-    return plain and not torch.is_autocast_enabled("cpu")
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64, torch.bfloat16) and x.numel() > 0
 
 
 @contextmanager

@@ -114,9 +114,57 @@ def test_what_is_not_taken_is_computed_by_torch() -> None:
     q, k = torch.randn(2, 4, 3, 4), torch.randn(2, 2, 3, 4)
     with member_dropout(0, (0,), (0,)):
         assert F.dropout(q, 0.5, training=False) is q
-        assert F.dropout(q.bfloat16(), 0.5).dtype == torch.bfloat16
+        assert F.dropout(q.half(), 0.5).dtype == torch.half
         assert F.scaled_dot_product_attention(q, k, k, dropout_p=0.1, enable_gqa=True).shape == q.shape
         assert torch.equal(F.scaled_dot_product_attention(q, q, q), F.scaled_dot_product_attention(q, q, q))
+
+
+def test_bfloat16_drops_the_same() -> None:
+    """The same masks as in float32, in both directions."""
+    x = torch.linspace(1, 2, 4000).view(4, 1000).requires_grad_()
+    low = x.detach().bfloat16().requires_grad_()
+    outs = []
+    for given in (x, low):
+        with member_dropout(0, (0, 1), (0,)):
+            outs.append(F.dropout(given, 0.1))
+    grads = torch.autograd.grad(outs[0].sum(), x)[0], torch.autograd.grad(outs[1].sum(), low)[0]
+    for wanted, got in (outs, grads):
+        assert got.dtype == torch.bfloat16 and torch.equal(got == 0, wanted == 0)
+        torch.testing.assert_close(got.float(), wanted, atol=0, rtol=2**-7)
+    with member_dropout(0, (0,), (0,)):
+        assert not F.dropout(low, 1.0).any()
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_attention_of_a_lowered_network_is_that_of_float32_rounded(save: bool) -> None:
+    """Under autocast, as training calls it: the same draws, gradients too, in the type that torch's own attention gives."""
+    generator = torch.Generator().manual_seed(0)
+    whole = [torch.randn((4, 2, 9, 4), generator=generator).bfloat16().float().requires_grad_() for _ in range(3)]
+    low = [t.detach().bfloat16().requires_grad_() for t in whole]
+    found = []
+    for given, lowered in ((whole, False), (low, True)):
+        with member_dropout(0, (0, 1), (0,), save), torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            out = F.scaled_dot_product_attention(*given, dropout_p=0.3)
+        assert out.dtype == (torch.bfloat16 if lowered else torch.float32)
+        found.append([out, *torch.autograd.grad(out.float().sin().sum(), given)])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert F.scaled_dot_product_attention(*whole, dropout_p=0.3).dtype == found[1][0].dtype
+    for wanted, got in zip(*found, strict=True):
+        torch.testing.assert_close(got.float(), wanted, atol=0.03, rtol=0.02)
+
+
+def test_members_drop_the_same_in_bfloat16_too(lab: Any) -> None:
+    built = lab.build("bert", n_train=24, params={"dropout": "checkpoint"})
+    trainer = built.trainer(TrainSpec(precision="bfloat16"))
+    built.ensemble.set_training(True)
+    short = np.flatnonzero(built.train.lengths_N == built.train.lengths_N.min())[:1].repeat(4)
+    with torch.no_grad():
+        together = trainer._logits((0, 1, 2), [short] * 3, (0, 0, 0)).float()
+        alone = torch.cat([trainer._logits((m,), [short], (0, 0, 0)).float() for m in range(3)])
+        later = trainer._logits((0, 1, 2), [short] * 3, (0, 0, 1)).float()
+    near = float((together - alone).abs().max())
+    assert near < 0.25 * float((together - later).abs().max())  # other draws differ by far more than rounding does
+    assert float(together.std(1).min()) > 0  # equal rows of one member are dropped differently
 
 
 def gradients(lab: Any, execution: str, **params: Any) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from benchmarks.speed.clock import Action, clock_for, interleave, paired
 from benchmarks.speed.contenders import EnsembleSteps, FullSteps
 from benchmarks.speed.networks import Bench, Shape, open_bench
 
-WIDTHS = (64, 128, 192, 256, 384, 768)
+WIDTHS = (64, 128, 192, 256, 384)
 LENGTHS = {"vit": 64, "minilm": 32}  # pixels of a side, or tokens
 METHODS = ("sve", "sve_band", "lora_ensemble")
 BATCH, TURNS = 16, 5

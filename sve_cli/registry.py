@@ -79,6 +79,9 @@ METHOD_ALIASES: dict[str, tuple[str, dict[str, object]]] = {
 # Methods that are one network by nature: `method.members` is 1 and need not be written.
 ONE_NETWORK = ("single", "svfit")
 
+# Methods that train heads alone: without augmentation on the network's features, made once.
+HEADS_ALONE = ("heads_only",)
+
 TASKS = Registry(
     "task",
     {

@@ -216,7 +216,8 @@ def test_a_precision_of_auto_is_what_it_meant() -> None:
     said = cell(recipe={"train.precision": "float32"})
     assert differing_keys(said.recipe, took["float32"].recipe) == []
     assert differing_keys(said.recipe, {"train.precision": "bfloat16"}) == ["train.precision"]
-    assert different_task(said, took["bfloat16"]) == []  # not known of `said`
+    assert different_task(said, took["bfloat16"]) == ["train.precision"] and different_task(said, took["float32"]) == []
+    assert different_task(cell(recipe={"train.precision": "auto"}), took["bfloat16"]) == []  # not known, or heads alone
     assert different_task(*took.values()) == ["train.precision"]
     swept = replace(took["float32"], sweep={"train.precision": "auto"})
     assert different_task(swept, took["bfloat16"]) == []

@@ -85,7 +85,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(lab: Any, settings: dict[str, Any
 
 @pytest.mark.parametrize("begun", ["bfloat16", "float32"])
 def test_a_resumed_run_keeps_the_precision_it_began_in(lab: Any, monkeypatch: pytest.MonkeyPatch, begun: str) -> None:
-    """`auto` may mean another one in another process: on another machine, or where an earlier version chose."""
+    """`auto` may mean another one on another machine."""
     state, saved, _ = run(lab, None, precision=begun)
     assert {meta["precision"] for _, meta in saved} == {begun}
     monkeypatch.setattr(schedule, "WIDE", 1)

@@ -4,7 +4,16 @@ Shapes do not occur here: everything is a named number. A cell is one trained an
 """
 
 from sve_cli.benchmark.documents import without_folders
-from sve_cli.benchmark.table import PRECISION, build_table, by_size, different_task, different_task_keys, differing_keys, searched
+from sve_cli.benchmark.table import (
+    PRECISION,
+    build_table,
+    by_size,
+    different_task,
+    different_task_keys,
+    differing_keys,
+    precision_of,
+    searched,
+)
 from sve_cli.benchmark.values import (
     DIVERGED,
     EARLIER,
@@ -50,6 +59,7 @@ __all__ = [
     "load_cells",
     "load_diverged",
     "load_grids",
+    "precision_of",
     "row_name",
     "searched",
     "without_folders",

@@ -70,10 +70,16 @@ def different_task(one: CellResult, other: CellResult) -> list[str]:
     """Key paths in which two cells of one table must not differ, but do."""
     swept = {*one.sweep, *other.sweep}
     found = different_task_keys(one.recipe, other.recipe, swept)
-    took = {cell.training["precision"] for cell in (one, other) if "precision" in cell.training}
+    took = {precision_of(one), precision_of(other)} - {None}
     if len(took) > 1 and PRECISION not in (*found, *swept):
         found.append(PRECISION)
     return found if one.limit == other.limit else [*found, "--limit"]
+
+
+def precision_of(cell: CellResult) -> str | None:
+    """What a cell's network was trained in; None where that is not known, or only heads were trained."""
+    asked = cell.recipe.get(PRECISION, "auto")
+    return cell.training.get("precision") or (None if asked == "auto" else asked)
 
 
 def _different_sources(one: CellResult, other: CellResult) -> list[str]:

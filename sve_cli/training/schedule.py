@@ -76,7 +76,7 @@ def _multiplies_bfloat16() -> bool:
 
 def _width(network: nn.Module) -> float:
     """The smaller side of a weight matrix (O, I), in the median over the network's weights."""
-    return statistics.median([min(len(p), p[0].numel()) for p in network.parameters() if p.ndim > 1] or [0])
+    return statistics.median([min(len(p), p.numel() // len(p)) for p in network.parameters() if p.ndim > 1 and p.numel()] or [0])
 
 
 def mean_nll(logits_MNC: Tensor, labels_N: Tensor, mask_NC: Tensor | None) -> float:

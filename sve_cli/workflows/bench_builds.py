@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Backbone, LinearView, load_backbone
-from sve_cli.benchmark import Cell
+from sve_cli.benchmark import Cell, CellResult, precision_of
 from sve_cli.ensemble import MemberHeads
 from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.recipe.spec import MethodSpec
-from sve_cli.registry import METHODS
+from sve_cli.registry import HEADS_ALONE, METHODS
 from sve_cli.training import training_precision
 
 
@@ -44,31 +44,36 @@ class _Probe:
         raise _EnoughError
 
 
-def check_builds(rows: Iterable[tuple[Cell, Recipe]], trained_in: str | None = None) -> None:
+def check_builds(rows: Iterable[tuple[Cell, Recipe]], stored: Iterable[CellResult] = (), one_precision: bool = True) -> None:
     """Refuse rows whose method would refuse its recipe or the network. Each checkpoint is opened once, nothing is decomposed.
 
     Args:
-        trained_in: the precision of the rows that are there already; None: there are none, or precisions are swept.
+        stored: the rows that are there already.
+        one_precision: whether all rows of the table must be trained in the same; not where precisions are swept.
 
     Raises:
-        SveError: a method cannot be built so; a checkpoint cannot be opened; the rows would be trained in another precision.
+        SveError: a method cannot be built so; a checkpoint cannot be opened; rows would be trained in different precisions.
     """
+    took = {found: cell.label for cell in stored if (found := precision_of(cell))}
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoints: dict[str, dict[str, tuple[Cell, Recipe]]] = {}
     for cell, recipe in rows:
         same = checkpoints.setdefault(repr((recipe.model, recipe.task.name)), {})
-        same.setdefault(repr(recipe.method), (cell, recipe))
+        same.setdefault(repr((recipe.method, recipe.train.precision)), (cell, recipe))
     for same in checkpoints.values():
         _, first = next(iter(same.values()))
         probe = _Probe(load_backbone(first.model, first.task.name))
         for cell, recipe in same.values():
             _check_build(probe, cell, recipe)
             here = str(training_precision(recipe.train, device, probe.backbone.network)).removeprefix("torch.")
-            if trained_in not in (None, here):
+            if recipe.method.name in HEADS_ALONE and recipe.data.augment == "none":  # on features, which are always float32
+                continue
+            if one_precision and (other := next((name for name in took if name != here), None)):
                 raise SveError(
-                    f"'{cell.row}' would be trained in {here}, but the rows that are there were trained in {trained_in}.",
-                    f"Write train.precision={trained_in}, or choose another --out.",
+                    f"'{cell.row}' would be trained in {here}, but '{took[other]}' in {other}.",
+                    f"Write train.precision={other} for all, or give them a folder of their own with --out.",
                 )
+            took.setdefault(here, cell.row)
 
 
 def _check_build(probe: _Probe, cell: Cell, recipe: Recipe) -> None:

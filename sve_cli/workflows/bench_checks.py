@@ -63,11 +63,11 @@ def check_study(study: Study) -> None:
             )
     missing = [(cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study)]
     _check_sources(missing)
-    check_builds(missing, _trained_in(study))
+    check_builds(missing, load_cells(study.out), PRECISION not in study.sweep)
 
 
 def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
-    """Refuse rows whose data set, or one for OOD detection, is not there. Each set is looked for once, none is read."""
+    """Refuse rows whose data set, or one for OOD detection, is not there. Each is looked for once; sets of the hub are fetched."""
     seen: set[tuple[str, str | None, str | None]] = set()
     for cell, recipe in rows:
         data = recipe.data
@@ -80,12 +80,6 @@ def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
                 open_source(place[0], data, *place[1:])
             except DataError as error:
                 raise SveError(f"'{cell.row}' cannot be trained: {error.message}", error.hint) from error
-
-
-def _trained_in(study: Study) -> str | None:
-    """The precision of the results that are there; None without any, and where precisions are swept."""
-    cells = [] if PRECISION in study.sweep else load_cells(study.out)
-    return next((cell.training["precision"] for cell in cells if "precision" in cell.training), None)
 
 
 def _to_make(study: Study) -> list[Cell]:

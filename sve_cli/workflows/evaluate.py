@@ -80,7 +80,11 @@ def evaluate_session(
 ) -> Report:
     """The first evaluation, with everything still open."""
     lazy = _Lazy(run, session.recipe, session.log, session, ensemble)
-    gap = path_gap(session.recipe.train, ensemble, session.split("validation")[1], session.device) if training_gap else None
+    gap = None
+    if training_gap:
+        own = session.recipe.train  # `auto` as it was meant where a resumed run began
+        own = replace(own, precision=read_json(run.path / "training.json").get("precision", own.precision))
+        gap = path_gap(own, ensemble, session.split("validation")[1], session.device)
     sets = {name: session.recipe.data.ood_group(name) for name in ood}
     return _evaluate(evaluation_folder(run, spec, sets), run, session.recipe, spec, sets, lazy, command, gap)
 

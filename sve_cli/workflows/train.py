@@ -164,9 +164,11 @@ def finish(session: Session, ensemble: Ensemble, run: RunDir, command: str) -> R
 
 def _speed(session: Session, fit: training.Fit) -> dict[str, Any]:
     """In what precision the steps ran and how fast, said and returned; {} where none ran or only heads trained."""
-    if fit.dtype is None or (share := fit.meter.utilisation(session.device, fit.dtype)) is None:
+    if fit.dtype is None or not fit.steps:
         return {}
     name = str(fit.dtype).removeprefix("torch.")
+    if (share := fit.meter.utilisation(session.device, fit.dtype)) is None:  # too few steps
+        return {"precision": name}
     # Above 1 the peak was measured beside other work, and says nothing.
     used = f"; its products use {share:.0%} of the peak that one large product reaches here." if share <= 1.0 else "."
     session.log.say(f"Training in {name}: {fit.meter.per_second:,.0f} {fit.meter.unit} a second, all members together{used}")

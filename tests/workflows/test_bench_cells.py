@@ -257,7 +257,7 @@ def test_different_rows_never_share_a_file() -> None:
 def test_a_set_that_is_not_there_is_found_out_first(
     study: Study, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], saying: str
 ) -> None:
-    monkeypatch.setattr("sve_cli.workflows.bench_checks.check_builds", lambda rows, trained_in: None)
+    monkeypatch.setattr("sve_cli.workflows.bench_checks.check_builds", lambda rows, stored, one_precision: None)
     check_study(study)
     with pytest.raises(SveError, match=saying):
         check_study(replace(study, methods=("sve",), **change))

@@ -118,17 +118,27 @@ def test_the_last_row_of_a_sweep_is_checked_too_and_the_checkpoint_opened_once(s
 
 
 def test_rows_of_one_table_are_trained_in_one_precision(study: Study, opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    stored = SimpleNamespace(row="sve", training={"precision": "bfloat16"})
+    stored = SimpleNamespace(row="sve", label="sve, seed 7", training={"precision": "bfloat16"}, recipe={"train.precision": "auto"})
     monkeypatch.setattr(bench_checks, "load_cells", lambda out: [stored])
     with pytest.raises(SveError) as caught:
         check_study(replace(study, overrides=("train.precision=float32",)))
-    assert caught.value.message == "'single' would be trained in float32, but the rows that are there were trained in bfloat16."
-    assert caught.value.hint.startswith("Write train.precision=bfloat16, or choose another --out.")
+    assert caught.value.message == "'single' would be trained in float32, but 'sve, seed 7' in bfloat16."
+    assert caught.value.hint.startswith("Write train.precision=bfloat16 for all")
     check_study(replace(study, overrides=("train.precision=bfloat16",)))
     check_study(replace(study, sweep={"train.precision": ["float32", "bfloat16"]}))
+    check_study(replace(study, methods=("heads_only",), overrides=("data.augment=none",)))  # on features, always float32
+    with pytest.raises(SveError, match="'heads_only' would be trained in float32"):
+        check_study(replace(study, methods=("heads_only",), overrides=("data.augment=flip",)))
     stored.training.clear()  # heads alone were trained, or an earlier version did
     check_study(replace(study, overrides=("train.precision=float32",)))
     assert set(opened) == {"digits_vit"}
+
+
+def test_a_precision_for_one_method_alone_is_refused_before_any_training(study: Study, opened: list[str]) -> None:
+    """`auto` means float32 for so narrow a network, and is no other key than bfloat16 as long as nothing was trained."""
+    with pytest.raises(SveError, match="'sve' would be trained in bfloat16, but 'single' in float32"):
+        check_study(replace(study, overrides=("train.precision=auto", "sve:train.precision=bfloat16")))
+    assert opened and not study.out.exists()
 
 
 def test_what_is_finished_needs_no_checkpoint(study: Study, opened: list[str]) -> None:

@@ -6,7 +6,7 @@ from sve_cli.training.dropout import member_dropout
 from sve_cli.training.execution import check_all_called, mixing_layer, path_gap
 from sve_cli.training.loop import Checkpointer, Fit, Log, Trainer, Validate
 from sve_cli.training.objective import CrossEntropy, Objective
-from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, round_steps, training_precision
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, mean_nll, precision_name, round_steps, training_precision
 
 __all__ = [
     "Checkpointer",
@@ -23,6 +23,7 @@ __all__ = [
     "member_dropout",
     "mixing_layer",
     "path_gap",
+    "precision_name",
     "round_steps",
     "training_precision",
 ]

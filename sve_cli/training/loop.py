@@ -30,7 +30,7 @@ from sve_cli.training.meter import Meter
 from sve_cli.training.objective import CrossEntropy, Objective
 from sve_cli.training.prefix import Prefix, prefix_of
 from sve_cli.training.recompute import recomputed
-from sve_cli.training.schedule import epoch_batches, learning_rate_factor, round_steps, training_precision
+from sve_cli.training.schedule import epoch_batches, learning_rate_factor, precision_name, round_steps, training_precision
 from sve_cli.training.update import clip_members, decay_members
 
 Validate = Callable[[Sequence[int]], np.ndarray]  # members -> validation logits (M, N, C)
@@ -349,7 +349,7 @@ class Trainer:
         meta = {
             "round": number, "epoch": epoch, "round_done": self.round_done, "done_steps": self.done_steps,
             "loss_sum": self.loss_sum_M.tolist(), "best": self.best, "finished": self.finished,
-            "member_execution": self.spec.member_execution, "precision": str(self.dtype).removeprefix("torch."),
+            "member_execution": self.spec.member_execution, "precision": precision_name(self.dtype),
             "seconds": self.seconds_before + time.monotonic() - self.started,
         }  # fmt: skip
         self.checkpointer.save(tensors, meta)

@@ -69,6 +69,11 @@ def training_precision(spec: TrainSpec, device: torch.device, network: nn.Module
     return torch.bfloat16 if _multiplies_bfloat16() and _width(network) >= WIDE else torch.float32
 
 
+def precision_name(dtype: torch.dtype) -> str:
+    """As `train.precision` says it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def _multiplies_bfloat16() -> bool:
     """Whether the processor does; without such instructions a product takes five times as long as in float32."""
     return any(bool(probe()) for name in _PROBES if (probe := getattr(torch.cpu, name, None)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sve_cli.backbone import Backbone, LinearView, load_backbone
@@ -15,7 +14,8 @@ from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.recipe.spec import MethodSpec
 from sve_cli.registry import HEADS_ALONE, METHODS
-from sve_cli.training import training_precision
+from sve_cli.training import precision_name, training_precision
+from sve_cli.workflows.session import default_device
 
 
 class _EnoughError(Exception):
@@ -55,7 +55,6 @@ def check_builds(rows: Iterable[tuple[Cell, Recipe]], stored: Iterable[CellResul
         SveError: a method cannot be built so; a checkpoint cannot be opened; rows would be trained in different precisions.
     """
     took = {found: cell.label for cell in stored if (found := precision_of(cell))}
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     checkpoints: dict[str, dict[str, tuple[Cell, Recipe]]] = {}
     for cell, recipe in rows:
         same = checkpoints.setdefault(repr((recipe.model, recipe.task.name)), {})
@@ -65,9 +64,9 @@ def check_builds(rows: Iterable[tuple[Cell, Recipe]], stored: Iterable[CellResul
         probe = _Probe(load_backbone(first.model, first.task.name))
         for cell, recipe in same.values():
             _check_build(probe, cell, recipe)
-            here = str(training_precision(recipe.train, device, probe.backbone.network)).removeprefix("torch.")
             if recipe.method.name in HEADS_ALONE and recipe.data.augment == "none":  # on features, which are always float32
                 continue
+            here = precision_name(training_precision(recipe.train, default_device(), probe.backbone.network))
             if one_precision and (other := next((name for name in took if name != here), None)):
                 raise SveError(
                     f"'{cell.row}' would be trained in {here}, but '{took[other]}' in {other}.",

@@ -48,7 +48,8 @@ def check_study(study: Study) -> None:
             f"--sweep {rates[0]} and a learning-rate grid do not go together: the grid would change the swept rates.",
             "Write --grid 1, or leave the rate out of --sweep.",
         )
-    check_reference(study, [*study.cells(), *load_cells(study.out)])
+    stored = load_cells(study.out)
+    check_reference(study, [*study.cells(), *stored])
     if twice := [stem for stem, n in rows.items() if n > 1]:
         raise SveError(f"Two rows would be called '{twice[0]}'.", "Give the swept files or folders different names.")
     first: Recipe | None = None
@@ -63,7 +64,7 @@ def check_study(study: Study) -> None:
             )
     missing = [(cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study)]
     _check_sources(missing)
-    check_builds(missing, load_cells(study.out), PRECISION not in study.sweep)
+    check_builds(missing, stored, PRECISION not in study.sweep)
 
 
 def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:

@@ -34,7 +34,7 @@ from sve_cli.statistics import log_option_counts
 from sve_cli.tasks.common import Encoded, Task, tensor_to
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
 from sve_cli.workflows.serving_inputs import to_samples
-from sve_cli.workflows.session import MODALITY, Log, Session, Silent, run_classes, run_recipe
+from sve_cli.workflows.session import MODALITY, Log, Session, Silent, default_device, run_classes, run_recipe
 from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
 if TYPE_CHECKING:
@@ -200,7 +200,7 @@ def load(
         CheckpointError: damaged, incomplete, of another checkpoint, or rebuilt otherwise than it was trained.
     """
     log = log or Silent()
-    where = torch.device(device) if device is not None else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    where = torch.device(device) if device is not None else default_device()
     folder = Path(path).expanduser()
     if (folder / "recipe.yaml").is_file():
         return open_run(RunDir.open(folder), log, where, base)

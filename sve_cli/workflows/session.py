@@ -53,6 +53,11 @@ class Log(Protocol):
         """Progress of long work; yields `advance(n, text)`."""
 
 
+def default_device() -> torch.device:
+    """Where networks run unless told otherwise."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 class Silent:
     """A log that keeps what it was told and shows nothing."""
 
@@ -92,7 +97,7 @@ class Session:
     task: Task
     log: Log
     limit: int | None = None
-    device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device: torch.device = field(default_factory=default_device)
     encoded: dict[str, Encoded] = field(default_factory=dict)
     cache: dict[str, str] = field(default_factory=dict)
 

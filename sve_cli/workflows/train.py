@@ -166,7 +166,7 @@ def _speed(session: Session, fit: training.Fit) -> dict[str, Any]:
     """In what precision the steps ran and how fast, said and returned; {} where none ran or only heads trained."""
     if fit.dtype is None or not fit.steps:
         return {}
-    name = str(fit.dtype).removeprefix("torch.")
+    name = training.precision_name(fit.dtype)
     if (share := fit.meter.utilisation(session.device, fit.dtype)) is None:  # too few steps
         return {"precision": name}
     # Above 1 the peak was measured beside other work, and says nothing.

@@ -85,7 +85,7 @@ def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:
 
 def _to_make(study: Study) -> list[Cell]:
     """What is still to be trained, searches first."""
-    grids = [study.grid_cell(method) for method in searches(study) if not study.grid_path(method).is_file()]
+    grids = [study.grid_cell(method) for method in searches(study) if chosen_factor(study, method) is None]
     return [*grids, *(cell for cell in study.cells() if study.kept(cell) is None)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.main import get_command
 
-from sve_cli.benchmark import EARLIER, load_cells, load_grids
+from sve_cli.benchmark import EARLIER, Grid, GridPoint, load_cells, load_grids
 from sve_cli.cli import app
 from sve_cli.data.load import load_data
 from sve_cli.errors import RecipeError, SveError
@@ -148,6 +148,12 @@ def test_what_is_finished_needs_no_checkpoint(study: Study, opened: list[str]) -
     assert _to_make(study) == []
     searched = replace(study, factors=(0.333333, 1.0, 3.0))
     assert _to_make(searched) == [searched.grid_cell("single"), searched.grid_cell("sve")]
+    (study.out / "grid").mkdir()
+    tried = Grid("single", 1, {}, [GridPoint(factor, 0.5, 1.0) for factor in searched.factors])
+    study.grid_path("single").write_text(tried.to_json(), encoding="utf-8")
+    assert _to_make(searched) == [searched.grid_cell("sve")]
+    wider = replace(searched, factors=(*searched.factors, 9.0))  # its new points are trained in the table's precision too
+    assert _to_make(wider) == [searched.grid_cell("single"), searched.grid_cell("sve")]
     bench_builds.check_builds([])
     assert opened == []
 

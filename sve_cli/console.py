@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -28,6 +28,7 @@ PLAIN_SECONDS = 10.0
 # A pipe has no width: tables there keep their natural one instead of being cut.
 PIPE_WIDTH = 1000
 GAP = 3  # spaces between the columns of a table
+INTERVAL = 13  # what an interval of a report's table needs: '(0.012-0.345)'
 NAME = 16  # what a column of names needs at least: it wraps
 MANY_MEMBERS = 8
 
@@ -66,8 +67,11 @@ class Console:
     def json(self, document: object) -> None:
         """One JSON document on stdout. Numbers that are not finite become null; paths become strings."""
         ascii_only = "utf" not in (sys.stdout.encoding or "").lower()
-        sys.stdout.write(json.dumps(_plain(document), indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n")
-        sys.stdout.flush()
+        try:
+            sys.stdout.write(json.dumps(_plain(document), indent=1, ensure_ascii=ascii_only, allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except BrokenPipeError:
+            nobody_reads(sys.stdout)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A table on stdout; columns that hold only numbers are set right."""
@@ -98,7 +102,7 @@ class Console:
         for sentence in diagnosis.found_sentences(report):
             self._out.print(_text(f"diagnosis: {sentence}", "yellow" if failed else "dim"), width=width)
         self._out.print()
-        self._out.print(_summary_table(report), width=width)
+        self._out.print(_summary_table(report, width), width=width)
         for line in sparkline.spark_lines(report) if _draws_blocks() else []:
             self._out.print(_text(line, "dim"), width=width)
         for ood in report.ood:
@@ -114,6 +118,8 @@ class Console:
             self._out.print()
             self._out.print(_text(decision.title, "bold"), width=width)
             self._out.print(_text(decision.rule), width=width)
+            if not decision.guarantee.startswith("None:"):  # then a warning has said so
+                self._out.print(_text(decision.guarantee, "dim"), width=width)
             self._out.print(_rich_table(done.columns, done.rows, done.numeric), width=width)
 
     @contextmanager
@@ -191,6 +197,13 @@ def _draws_blocks() -> bool:
     return sys.stdout.isatty() and "utf" in (sys.stdout.encoding or "").lower()
 
 
+def nobody_reads(stream: TextIO) -> None:
+    """Send what is still written to a pipe that its reader has closed into nothing."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
+
+
 def _rich_console(to_stderr: bool) -> RichConsole:
     from rich.console import Console as RichConsole
 
@@ -199,7 +212,15 @@ def _rich_console(to_stderr: bool) -> RichConsole:
         # An arrow in a table must not end a run on a stream that cannot write it (a pipe on Windows, LC_ALL=C).
         stream.reconfigure(errors="replace")
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
-    return RichConsole(stderr=to_stderr, markup=False, emoji=False, highlight=False, width=width)
+
+    class OpenEnded(RichConsole):
+        """A reader that has enough (`| head`) ends the output, and not the work or its exit code."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            nobody_reads(stream)
+
+    return OpenEnded(stderr=to_stderr, markup=False, emoji=False, highlight=False, width=width)
 
 
 def _clean(text: str) -> str:
@@ -269,7 +290,7 @@ def _rich_table(columns: Sequence[str], rows: Sequence[Sequence[str]], numeric: 
     return shown
 
 
-def _summary_table(report: Report) -> RichTable:
+def _summary_table(report: Report, width: int) -> RichTable:
     """Predictors with accuracy, NLL, ECE and Brier; intervals beneath the values; many members in one row of ranges."""
     from rich.text import Text
 
@@ -278,13 +299,14 @@ def _summary_table(report: Report) -> RichTable:
     keys, rows = tables.main_keys(report), tables.ordered_rows(report)
     members = [row for row in rows if row.key.startswith("members.")]
     shown = _rich_table(["Predictor", *tables.score_table(report).columns[1:]], [], frozenset(range(1, len(keys) + 1)))
+    wide = width >= NAME + len(keys) * (INTERVAL + GAP)  # else the values only; the other views have the intervals
     for row in rows:
         if row in members and len(members) > MANY_MEMBERS:
             continue
         cells = []
         for key in keys:
             metric = row.metrics.get(key)
-            interval = tables.format_interval(key, metric) if metric and row not in members else ""
+            interval = tables.format_interval(key, metric) if wide and metric and row not in members else ""
             value = _text(tables.format_number(key, metric.value if metric else None), "bold" if row.key == "ensemble" else "")
             cells.append(Text.assemble(value, ("\n" + interval, "dim")) if interval else value)
         shown.add_row(_text(row.title, "bold" if row.key == "ensemble" else ""), *cells)

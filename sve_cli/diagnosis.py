@@ -25,6 +25,7 @@ from sve_cli.report import Direction, MetricValue, Signature
 from sve_cli.statistics import block_size, bootstrap_counts, percentile_interval, seeded
 
 RESAMPLES = 400  # at most
+HELPS = 0.1  # share of the calibration error that another way of averaging must take away to be advised
 ALIKE = 0.05  # members that disagree on fewer samples than this share of their errors agree everywhere
 
 
@@ -56,13 +57,13 @@ def diagnose(
         found.append(_collapse(known, labelled, before, spec, seed))
         if test.n_members > 1:
             alone = [member.labelled() for member in members] or aggregate_each(known, spec.aggregate)
-            found += [_worse_calibrated(labelled, alone, spec, seed), _agreeing(labelled, alone, spec, seed)]
+            found += [_worse_calibrated(known, labelled, alone, spec, seed), _agreeing(labelled, alone, spec, seed)]
     scores = build_scores([name for name in spec.ood_scores if name != "max_probability"], training) if ood else []
     found += [_no_gain(name, test, other, scores, spec, seed) for name, other in ood if scores]
     return found
 
 
-def _worse_calibrated(view: Aggregated, members: list[Aggregated], spec: EvaluateSpec, seed: int) -> Signature:
+def _worse_calibrated(known: Predictions, view: Aggregated, members: list[Aggregated], spec: EvaluateSpec, seed: int) -> Signature:
     """The ensemble's calibration error above the mean of its members'."""
     units = resampling_units(view, seed)
     ensemble = ece_top1.prepare(units, spec.bins)
@@ -73,15 +74,20 @@ def _worse_calibrated(view: Aggregated, members: list[Aggregated], spec: Evaluat
     )
     own, gap = ece_top1.compute(view, spec.bins), float(view.correct_N.mean() - view.confidence_N.mean())
     side = "Averaging makes it less sure than it is right" if gap > 0 else "It is surer than it is right"
+    way = "probs" if spec.aggregate == "logits" else "logits"
+    averaged = ece_top1.compute(aggregate(known, way), spec.bins)
+    helps = averaged < (1 - HELPS) * own
+    other = f"With {way} averaged it would be {100 * averaged:.1f} %"
+    rest = "; a temperature can mend the rest." if helps else ", which mends nothing; a temperature fitted on enough rows can."
     return Signature(
         "calibration_worse_than_members",
-        "Calibration worse than one member's",
+        "Calibration worse than its members'",
         value.value > 0 and (value.low is None or value.low > 0),
         f"The ensemble's calibration error is {100 * own:.1f} %, {100 * abs(value.value):.1f} points "
         f"{'above' if value.value > 0 else 'below'} the mean of its members'.",
         value,
-        "evaluate.aggregate: logits",
-        f"{side}. Average the logits, or use the probabilities after the temperature.",
+        f"evaluate.aggregate: {way}" if helps else f"train.epochs: {'more' if gap > 0 else 'fewer'} of them",
+        f"{side}. {other}{rest}",
     )
 
 

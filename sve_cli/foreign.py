@@ -15,7 +15,6 @@ import numpy as np
 
 from sve_cli.errors import DataError, SveError
 from sve_cli.predictions import UNKNOWN_LABEL, Predictions
-from sve_cli.registry import nearest
 
 SUFFIXES = (".npz", ".csv", ".parquet")
 TOLERANCE = 1e-3  # a row of probabilities may be off by this much: it is renormalised
@@ -87,7 +86,7 @@ def _from_table(path: Path, prob_columns: Sequence[str]) -> tuple[Predictions, l
         raise DataError(f"'{path}' has no column 'label'.", f"Its columns: {', '.join(columns) or 'none'}.")
     if prob_columns:
         if missing := [name for name in prob_columns if name not in columns]:
-            raise DataError(f"'{path}' has no column '{missing[0]}'.", nearest(missing[0], list(columns)))
+            raise DataError(f"'{path}' has no column '{missing[0]}'.", f"Its columns: {', '.join(columns)}.")
         kind, names = "probs", list(prob_columns)
         values = np.stack([_numbers(np.array(columns[name], dtype=object), path, name) for name in prob_columns], axis=1)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from sve_cli.json_text import to_json
 
 SCHEMA = "sve-report/1"
 SPECTRUM_VERSION = 1
+SHOWN = 30  # addresses at most in a message
 Direction = Literal["higher", "lower", "none"]
 
 
@@ -281,7 +283,7 @@ class Report:
         """
         table = self.addresses()
         if address not in table:
-            raise SveError(f"The report has no metric '{address}'.", f"It has: {', '.join(sorted(table)[:40])}.")
+            raise SveError(f"The report has no metric '{address}'.", _nearest(address, list(table)))
         return table[address]
 
     def addresses(self) -> dict[str, MetricValue]:
@@ -378,3 +380,13 @@ def _metrics(raw: Mapping[str, Mapping[str, Any]]) -> dict[str, MetricValue]:
         name: MetricValue(**{**value, "value": math.nan if value["value"] is None else value["value"]})
         for name, value in raw.items()
     }
+
+
+def _nearest(address: str, known: list[str]) -> str:
+    """The address that was probably meant, and the first of the known ones."""
+    plain = sorted(known, key=lambda name: (name.count("."), name))
+    longer = [name for name in plain if address and name.startswith(address) and name.count(".") == address.count(".")]
+    close = longer[:6] or difflib.get_close_matches(address, plain, 1)
+    meant = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+    more = f" and {len(plain) - SHOWN} more" if len(plain) > SHOWN else ""
+    return f"{meant}It has: {', '.join(plain[:SHOWN])}{more}."

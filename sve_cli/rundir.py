@@ -59,7 +59,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own for a full disk
         raise SveError(
             f"Cannot write '{path}' ({getattr(error, 'strerror', None) or error}).",
-            "Check the disk, or choose another folder with --out.",
+            "Check the disk and the permissions, or choose another place.",
         ) from error
     finally:
         if temporary.exists():  # unlink itself would fail where a parent is no folder

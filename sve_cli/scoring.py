@@ -313,7 +313,8 @@ def _scaling_sentence(name: str, ensemble: Row, scaled: Row) -> str:
     before, after = ensemble.metrics["nll"].value, scaled.metrics["nll"].value
     ece = f"ECE {_percent(_ece_of(ensemble).value)} → {_percent(_ece_of(scaled).value)}"
     change = (after - before) / before if before > 0 else 0.0
-    verdict = "would change little" if abs(change) < 0.01 else "would help" if change < 0 else "would do harm"
+    harm = "would do harm" if _ece_of(scaled).value >= _ece_of(ensemble).value else "would lower the ECE and raise the NLL"
+    verdict = "would change little" if abs(change) < 0.01 else "would help" if change < 0 else harm
     return f"{name} fitted on validation {verdict}: NLL {before:.3f} → {after:.3f}, {ece}."
 
 

@@ -89,6 +89,37 @@ def test_report_fits_80_columns_and_says_everything(members: int, capsys: pytest
     assert ("40 members, range" in out and "30.0-69.0" in out) == (members == 40)
 
 
+def test_a_narrow_terminal_shows_values_instead_of_names_in_pieces(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    Console().report(_report(2))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 60 and not any("49.0-51.0" in line for line in lines)
+    assert any(re.match(r"Member 1 +31\.0 +0\.310 ", line) for line in lines) and any("Ensemble of very" in line for line in lines)
+
+
+def test_a_reader_that_has_enough_ends_neither_the_work_nor_its_exit_code(tmp_path: Path) -> None:
+    code = """if True:
+        import sys, time
+        from sve_cli.console import Console
+        console = Console(json_mode=len(sys.argv) > 2)
+        for i in range(300):
+            console.json({"x": "y" * 1000}) if console.json_mode else console.table("t", ["x"], [["y" * 1000]])
+            time.sleep(0.001)
+        open(sys.argv[1], "w").write("done")
+        sys.exit(3)"""
+    for mode in ([], ["json"]):
+        out = tmp_path / f"done{len(mode)}"
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(out), *mode], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as work:
+            assert work.stdout is not None and work.stderr is not None
+            work.stdout.read(10)
+            work.stdout.close()
+            assert work.wait(60) == 3 and work.stderr.read() == b"" and out.read_text() == "done"
+
+
 def test_heads_break_once_where_a_table_is_too_wide(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """At 80 columns: no head in pieces of one word, and units stay with their arrows."""
     columns = ["Score", "AUROC % ↑", "AUPR, OOD % ↑", "AUPR, ID % ↑", "FPR95, OOD caught % ↓", "FPR95, ID kept % ↓"]

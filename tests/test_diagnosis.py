@@ -65,6 +65,11 @@ def test_averaging_that_makes_calibrated_members_unsure() -> None:
     found = look(test)["calibration_worse_than_members"]
     assert found.found and found.value.value > 0.02 and found.value.low is not None and found.value.low > 0
     assert found.setting == "evaluate.aggregate: logits" and "less sure" in found.advice
+    assert "With logits averaged it would be" in found.advice and "a temperature can mend the rest" in found.advice
+    again = replace(SPEC, aggregate="logits")  # who follows the advice is told neither the same again nor to go back
+    [after] = [s for s in diagnose(test, [], again) if s.key == "calibration_worse_than_members"]
+    assert after.value.value < found.value.value and after.setting == "train.epochs: more of them"
+    assert "With probs averaged it would be" in after.advice and "which mends nothing" in after.advice
     assert "calibration_worse_than_members" not in look(test.member(0)), "one network has no members to compare with"
 
 

@@ -173,6 +173,10 @@ def test_headline_says_what_the_numbers_say() -> None:
     assert "By entropy" in lines[3] and "'far' with AUROC 0." in lines[3]
     rows = score(sharp, SPEC, temperature=Temperature(4.0, 10, 1.0, 0.5))
     assert "would do harm" in headline(rows, [])[2]
+    some = replace(timid, logits_MNC=timid.logits_MNC * np.where(np.arange(2000) % 10, 1.0, -9.0)[:, None])
+    mixed = score(some, SPEC, temperature=Temperature(0.4, 10, 1.0, 0.5))
+    assert mixed[1].metrics["ece_top1_w15"].value < mixed[0].metrics["ece_top1_w15"].value
+    assert "would lower the ECE and raise the NLL" in headline(mixed, [])[2]
     rows = score(sharp, SPEC, temperature=Temperature(1.001, 10, 1.0, 0.5))
     assert "would change little" in headline(rows, [])[2]
 
@@ -215,3 +219,21 @@ def test_vector_scaling_has_a_row_and_a_sentence() -> None:
     line = headline(rows, [])[3]
     assert line.startswith("Vector scaling fitted on validation would help: NLL ")
     assert [r.key for r in score(timid, SPEC, temperature=None, vector=vector)][:2] == ["ensemble", "vector"]
+
+
+def test_an_unknown_address_is_answered_with_the_nearest_and_the_shortest() -> None:
+    rows = score(make(n=60, members=3), SPEC, temperature=None)
+    report = Report("t", [], rows, "toy", "test", 60, ["a"])
+    assert report.metric("members.0.nll").value == rows[1].metrics["nll"].value
+    for asked, meant in (
+        ("ece", "ece_top1_w15"),
+        ("nlll", "nll"),
+        ("members.0.nl", "members.0.nll"),
+        ("zzz", None),
+    ):
+        with pytest.raises(SveError) as caught:
+            report.metric(asked)
+        suggested = caught.value.hint.partition("It has: ")[0]
+        assert (f"'{meant}'" in suggested) == (meant is not None) and suggested.startswith("Did you mean ") == (meant is not None)
+        listed = caught.value.hint.partition("It has: ")[2]
+        assert listed.startswith("accuracy, ") and " nll," in listed and listed.endswith(" more.") and "members.2" not in listed

@@ -31,7 +31,8 @@ def calibrate(
     ] = None,
     quantile: Annotated[float, typer.Option(help="The quantile of the pairwise worsening that becomes the slack.")] = 1.0,
     gate: Annotated[
-        Path | None, typer.Option(help="A gate file to put the slack into; everything else in it stays as it is.")
+        Path | None,
+        typer.Option(help=f"A gate file to put the slack into; the rest of it stays. Default: {DEFAULT} where there is one."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help=f"The file to write; default: --gate, else {DEFAULT}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
@@ -47,8 +48,10 @@ def calibrate(
     from sve_cli.workflows.gate_calibrate import calibrate as learn
 
     console = Console(json_mode=as_json)
+    if gate is None and out is None and DEFAULT.is_file():
+        gate = DEFAULT
     target = out or gate or DEFAULT
-    check_out(target, overwrite)
+    check_out(target, gate, overwrite)
     changes = evaluate_changes(aggregate, bins)
     file = load_gates(gate) if gate is not None else None
     repeats = Repeats(paths or [], _sizes(batch_sizes), changes, name_list(prob_columns))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from importlib import import_module
 from typing import Any
 
@@ -49,10 +48,9 @@ class LazyCommands(TyperGroup):
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """The list in `sve --help`, each text cut to its line."""
-        width = formatter.width - 6 - max(map(len, COMMANDS))
+        """The list in `sve --help`, each text whole."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, textwrap.shorten(text, width, placeholder="...")) for name, text in COMMANDS.items()])
+            formatter.write_dl(list(COMMANDS.items()))
 
 
 def _made(name: str) -> Any:

@@ -32,7 +32,8 @@ def choose(names: Sequence[str], modality: str) -> list[Corruption]:
             if len(names) > 1:
                 raise SveError("'none' stands among other corruptions.", "Name it alone, or leave it out.")
         elif not found:
-            raise SveError(f"Unknown corruption '{name}'.", nearest(name, [ALL, NONE, *known, *(c.group for c in known.values())]))
+            suit = {word for c in known.values() if c.modality == kind for word in (c.name, c.group)}
+            raise SveError(f"Unknown corruption '{name}'.", nearest(name, [ALL, NONE, *suit]))
         elif found[0].modality != kind:
             suits = ", ".join(c.name for c in known.values() if c.modality == kind)
             raise SveError(f"'{name}' corrupts {found[0].modality}s, and this run reads {kind}s.", f"For {kind}s: {suits}.")

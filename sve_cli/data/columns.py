@@ -33,7 +33,7 @@ def read_inputs(raw: RawSplit, spec: DataSpec, modality: str) -> dict[str, Seque
         raise DataError(
             f"The recipe asks for {_spoken(modality)}, but '{raw.where}' holds {_spoken(str(found))} "
             f"(columns {', '.join(raw.table.column_names)}).",
-            f"Set task.name: {_TASK[str(found)]}, or name the column under data.{key}.",
+            f"Choose a set of {_spoken(modality)}; or set task.name: {_TASK[str(found)]}, or name the column under data.{key}.",
         )
     if modality == "image":
         return {"image": _images(raw, spec.image)}

@@ -154,7 +154,7 @@ def judge_worsening(key: str, direction: Direction, gate: GateSpec, seen: Agains
     interval = "too few samples differ for an interval" if math.isinf(low) else f"interval {shown(low)} to {shown(high)}"
     word = "worse" if worsening > 0 else "better"
     change = "the same" if shown(abs(worsening)) == shown(0.0) else f"{word} by {shown(abs(worsening))}"
-    verb = "all beyond" if fails else "not all beyond"
+    verb = "all beyond" if fails else "not all beyond" if worsening > slack + ROUNDING else "within"
     sentence = f"{_label(key)} is {change} ({kind}, {interval}), {verb} the slack of {shown(slack)}."
     return Check(
         key, _label(key), "worsening", "fail" if fails else "pass", sentence, direction, seen.value, seen.baseline, worsening,

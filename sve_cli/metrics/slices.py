@@ -94,9 +94,16 @@ def groupings(view: Aggregated, columns: Mapping[str, Sequence[str]], classes: S
 
 
 def worst(parts: Sequence[Slice]) -> Slice | None:
-    """The least accurate of the slices that are worse than the rest beyond chance (corrected p < 0.05); None without one."""
+    """The least accurate of the slices that are worse than the rest beyond chance (corrected p < 0.05); None without one.
+
+    One that is worse in its calibration error alone comes after all that are less accurate or have the higher NLL.
+    """
     found = [part for part in parts if part.p_worse < LEVEL]
-    return min(found, key=lambda part: (part.metrics["accuracy"].value, part.p_worse)) if found else None
+    return min(found, key=lambda p: (_only_miscalibrated(p), p.metrics["accuracy"].value, p.p_worse)) if found else None
+
+
+def _only_miscalibrated(part: Slice) -> bool:
+    return all(part.worse[key] >= LEVEL for key in ("accuracy", "nll"))
 
 
 def in_words(parts: Sequence[Slice]) -> str | None:
@@ -104,20 +111,37 @@ def in_words(parts: Sequence[Slice]) -> str | None:
     judged = [part for part in parts if part.metrics]
     if not judged:
         return None
-    found = worst(judged)
-    part = found or min(judged, key=lambda part: part.metrics["accuracy"].value)
-    accuracy = part.metrics["accuracy"]
-    if accuracy.low is None or accuracy.high is None:
-        span = ""
-    else:
-        span = f", interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %"
-    shown = f"{part.column} = {part.value} (right on {100 * accuracy.value:.1f} % of {part.n:,} samples{span})"
+    found, least = worst(judged), min(judged, key=lambda part: part.metrics["accuracy"].value)
+    return " ".join([_of_worst(found, least), *_not_judged([part for part in parts if not part.metrics])])
+
+
+def _of_worst(found: Slice | None, least: Slice) -> str:
     if found is None:
-        return f"No slice of the test set is worse than the rest beyond chance; the least accurate is {shown}."
+        return f"No slice of the test set is worse than the rest beyond chance; the least accurate is {_shown(least)}."
+    if _only_miscalibrated(found):
+        [ece] = [metric.value for key, metric in found.metrics.items() if key not in ("accuracy", "nll")]
+        return (
+            f"No slice of the test set is less accurate than the rest beyond chance; the least accurate is {_shown(least)}. "
+            f"The calibration error of {found.column} = {found.value} is worse than the rest's ({100 * ece:.1f} %)."
+        )
     names = {"accuracy": "accuracy", "nll": "NLL"}
-    worse = [names.get(key, "calibration error") for key, p in part.worse.items() if p < LEVEL]
+    worse = [names.get(key, "calibration error") for key, p in found.worse.items() if p < LEVEL]
     listed = " and ".join([", ".join(worse[:-1]), worse[-1]] if len(worse) > 1 else worse)
-    return f"The worst slice is {shown}: its {listed} {'is' if len(worse) == 1 else 'are'} worse than the rest's."
+    return f"The worst slice is {_shown(found)}: its {listed} {'is' if len(worse) == 1 else 'are'} worse than the rest's."
+
+
+def _shown(part: Slice) -> str:
+    accuracy, span = part.metrics["accuracy"], ""
+    if accuracy.low is not None and accuracy.high is not None:
+        span = f", interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %"
+    return f"{part.column} = {part.value} (right on {100 * accuracy.value:.1f} % of {part.n:,} samples{span})"
+
+
+def _not_judged(small: Sequence[Slice]) -> list[str]:
+    if not small:
+        return []
+    of = f"{small[0].column} = {small[0].value} has" if len(small) == 1 else f"{len(small):,} slices have"
+    return [f"{of} fewer than {SMALLEST} samples and {'is' if len(small) == 1 else 'are'} not judged."]
 
 
 def _measured(view: Aggregated, bins: int, bootstrap: int, confidence: float, seed: int, many: int) -> dict[str, MetricValue]:

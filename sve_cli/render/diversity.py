@@ -15,7 +15,8 @@ UNCERTAINTIES = {
 }
 DISTANCE_NOTE = (
     "Rank correlation of each sample's uncertainty with its distance to the training features of the checkpoint. In parentheses: "
-    "bootstrap interval. By chance: what 95 % of the absolute correlations stay below when the samples are shuffled."
+    "bootstrap interval. By chance: what 95 % of the absolute correlations stay below when the samples are shuffled, the largest "
+    "of the three."
 )
 PAIR_NOTE = "Rows and columns are members; row a, column b is the pair (a, b). Orange squares are negative."
 
@@ -73,7 +74,7 @@ def distance_table(found: Diversity) -> Table | None:
         cells = [format_correlation(row.correlations[key]) for key in keys]
         bound = f"{max(chance):.3f}" if chance else MISSING
         rows.append([row.name, f"{row.n:,}", f"{row.mean_distance:.3f}", *cells, bound])
-    heads = ["Samples", "Number", "Mean distance", *(UNCERTAINTIES[key] for key in keys), "By chance below"]
+    heads = ["Samples", "Number", "Mean distance", *(UNCERTAINTIES[key] for key in keys), "By chance at most"]
     return Table(heads, rows, frozenset(range(1, len(heads))))
 
 

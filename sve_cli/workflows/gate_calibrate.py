@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,10 +14,18 @@ from sve_cli.gate import GateFile, GateSettings, Learned
 from sve_cli.metrics.aggregate import aggregate as aggregate_members
 from sve_cli.recipe import EvaluateSpec
 from sve_cli.rundir import RunDir, write_text
+from sve_cli.workflows.bench_cells import flat
 from sve_cli.workflows.evaluate import evaluate
 from sve_cli.workflows.gate_sides import Judged, compared_by_default, judge_predictions, judge_run, same_classes
 from sve_cli.workflows.gate_slices import worst_addresses
 from sve_cli.workflows.session import Log, run_recipe
+
+NAMED = 3  # keys at most in one sentence
+# What may differ between repetitions of one training: chance, how the same numbers are computed, and what comes after it.
+_CHANCE = re.compile(
+    r"(data\.)?seed|evaluate\..*|data\.(ood.*|slices|splits\.test)"
+    r"|train\.(precision|member_execution|accumulation|save_memory|prefix_cache_mb|checkpoint_minutes)"
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ def calibrate(repeats: Repeats, metrics: Sequence[str], quantile: float, file: G
         for i in range(k)
         if own[i] != own[k] and all(one.values[i] == one.values[k] for one in learned)
     ]
-    notes = list(dict.fromkeys(note for side in sides for note in side.notes))
+    notes = [*_unlike(repeats.paths), *dict.fromkeys(note for side in sides for note in side.notes)]
     return Calibration([side.name for side in sides], len(repeats.paths), learned, quantile, alike, notes)
 
 
@@ -103,14 +112,18 @@ def write_gates(found: Calibration, file: Path | None, out: Path) -> None:
     write_text(out, text)
 
 
-def check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, gate: Path | None, overwrite: bool) -> None:
     """Refuse to overwrite a gate file unasked, before any work.
+
+    Args:
+        gate: the file whose text is kept but for the slacks.
 
     Raises:
         SveError: something is there.
     """
     if out.is_dir() or (out.exists() and not overwrite):
-        raise SveError(f"'{out}' exists already.", "Name another file with --out, or add --overwrite.")
+        does = "puts the slacks into it and keeps the rest" if out == gate else "replaces it"
+        raise SveError(f"'{out}' exists already.", f"--overwrite {does}; or name another file with --out.")
 
 
 def _open(path: Path, repeats: Repeats, log: Log) -> list[Judged]:
@@ -130,6 +143,22 @@ def _open(path: Path, repeats: Repeats, log: Log) -> list[Judged]:
         judged = judge_run(run, folder, report, replace(own, **changes))
         name = path.resolve().name
         found.append(replace(judged, name=f"{name} (batch size {size})" if repeats.batch_sizes else name))
+    return found
+
+
+def _unlike(paths: Sequence[Path]) -> list[str]:
+    """A sentence for each run that was trained otherwise than the first, in more than its seed and how it computes."""
+    runs = [path for path in paths if path.is_dir()]
+    recipes = [flat(run_recipe(RunDir.open(path))) for path in runs]
+    found = []
+    for path, recipe in zip(runs[1:], recipes[1:], strict=True):
+        other = sorted(key for key in {*recipe, *recipes[0]} if recipe.get(key) != recipes[0].get(key))
+        if differing := [key for key in other if not _CHANCE.fullmatch(key)]:
+            more = f" and {len(differing) - NAMED} more" if len(differing) > NAMED else ""
+            found.append(
+                f"'{path.name}' was trained with another {', '.join(differing[:NAMED])}{more} than '{runs[0].name}': "
+                "the slack allows for that too. Repeat one recipe with other seeds."
+            )
     return found
 
 

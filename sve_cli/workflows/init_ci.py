@@ -15,7 +15,7 @@ from sve_cli.rundir import write_text
 
 WORKFLOW = Path(".github/workflows/calibration.yml")
 GATES = Path("gates.yaml")
-BASELINE = "calibration-baseline.json"
+BASELINE = "baseline.json"
 _TEMPLATES = Path(__file__).resolve().parent.parent / "assets" / "ci"
 _BLOCK = re.compile(r"^# \[(recipe|predictions)\]\n(.*?)^# \[/\1\]\n", re.MULTILINE | re.DOTALL)
 

@@ -100,6 +100,13 @@ def flipped(k: int) -> Against:
     return Against(0.9 - k / 200, 0.9, -k / 200 - 1.96 * error, -k / 200 + 1.96 * error, error, 200, k, 0.02, 0.0)
 
 
+def test_what_is_within_the_slack_is_called_so() -> None:
+    for value, word in ((0.030, "the same (paired, interval"), (0.035, "worse by 0.50 %"), (0.040, "worse by 1.00 %")):
+        sentence = judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.005), seen(value, 0.03, error=0.01), LEVEL).sentence
+        assert word in sentence and (", not all beyond the slack" in sentence) == (value == 0.040), sentence
+        assert (", within the slack of 0.50 %." in sentence) == (value < 0.040), sentence
+
+
 def test_what_can_be_seen() -> None:
     check = judge_worsening("ece_top1_w15", "lower", GateSpec(slack=0.01), seen(0.03, 0.03), LEVEL)
     assert check.detectable == pytest.approx(0.01 + (1.95996 + 0.84162) * 0.002, rel=1e-4)

@@ -59,6 +59,25 @@ def test_a_planted_fault_is_named() -> None:
         assert value.value == pytest.approx(METRICS.resolve(key).compute(alone)) and value.low is not None and value.n == 80
 
 
+def test_a_slice_that_is_only_miscalibrated_is_not_called_the_worst() -> None:
+    """All of part y is right, and unsure of it; part x errs more, by no more than chance."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=400)
+    right_N = np.where(np.arange(400) < 300, rng.random(400) < 0.97, True)
+    logits = np.zeros((1, 400, 4), dtype=np.float32)
+    logits[0, np.arange(400), np.where(right_N, labels, (labels + 1) % 4)] = np.where(np.arange(400) < 300, 4.6, 2.76)
+    parts = ["x"] * 300 + ["y"] * 80 + ["z"] * 20
+    test = Predictions(logits, labels, [str(i) for i in range(400)], ["a", "b", "c", "d"], "toy", "test", columns={"part": parts})
+    found = [part for part in slices(aggregate(test), test.columns, test.classes, 15, 0, 0.95, 0) if part.column == "part"]
+    sentence = in_words(found)
+    assert worst(found) is not None and worst(found).value == "y" and sentence is not None  # type: ignore[union-attr]
+    assert sentence.startswith(
+        "No slice of the test set is less accurate than the rest beyond chance; the least accurate is part = x"
+    )
+    assert "The calibration error of part = y is worse than the rest's (16.0 %)." in sentence
+    assert sentence.endswith("part = z has fewer than 30 samples and is not judged.")
+
+
 def test_the_accuracy_test_is_fishers() -> None:
     test = make(n=200, columns={"half": ["x"] * 80 + ["y"] * 120})
     right = aggregate(test).correct_N

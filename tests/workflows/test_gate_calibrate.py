@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from sve_cli.gate import load_gates
+from sve_cli.recipe import load_recipe
+from sve_cli.workflows import gate_calibrate
 
 
 def write(path: Path, seed: int, n: int = 200, flip: bool = False) -> Path:
@@ -58,6 +62,29 @@ def test_a_gate_file_is_updated_and_never_overwritten_unasked(sve: Any, tmp_path
     sve("gate", "calibrate", *runs, "--gate", "gates.yaml", "--metrics", "accuracy,nll", "--overwrite")
     both = load_gates(tmp_path / "gates.yaml").gates
     assert both["accuracy"].slack is not None and both["accuracy"].limit == 0.2 and both["nll"].limit == 3
+    (tmp_path / "gates.yaml").write_text(text)
+    sve("gate", "calibrate", *runs, "--overwrite")  # where there is one, it is the gate file to put the slack into
+    assert (tmp_path / "gates.yaml").read_text() == new
+
+
+def test_runs_that_differ_in_more_than_their_seeds_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = {
+        "run": [],
+        "seeded": ["seed=1", "evaluate.batch_size=8", "train.precision=float32"],
+        "heads": ["method.name=heads_only"],
+    }
+    recipes = {tmp_path / name: load_recipe("quickstart", keys).recipe for name, keys in overrides.items()}
+    for path in recipes:
+        path.mkdir()
+    monkeypatch.setattr(gate_calibrate, "RunDir", SimpleNamespace(open=lambda path: path))
+    monkeypatch.setattr(gate_calibrate, "run_recipe", recipes.__getitem__)
+    run, seeded, heads = recipes
+    assert gate_calibrate._unlike([run, seeded, tmp_path / "predictions.csv"]) == []
+    [sentence] = gate_calibrate._unlike([run, seeded, heads])
+    assert (
+        sentence.startswith("'heads' was trained with another method.name")
+        and "than 'run': the slack allows for that too" in sentence
+    )
 
 
 def test_what_cannot_be_learned_from(sve: Any, tmp_path: Path) -> None:

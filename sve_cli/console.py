@@ -154,16 +154,22 @@ class Console:
 
     def _lines(self, total: int, description: str) -> Iterator[Advance]:
         done, last_done, last_text, last_time = 0, -1, "", self._clock()
+        begun: tuple[int, float] | None = None  # after the first advance: a resumed run begins with a jump
 
         def line() -> None:
             nonlocal last_done
             last_done = done
             percent = 100 * done // total if total > 0 else 100
-            self._talk(f"{description} {done}/{total} {percent} % {last_text}".rstrip())
+            left = ""
+            if begun and begun[0] < done < total:
+                minutes = (self._clock() - begun[1]) / (done - begun[0]) * (total - done) / 60.0
+                left = f"(about {minutes:.0f} min left)" if minutes >= 1.0 else ""
+            self._talk(" ".join(part for part in (f"{description} {done}/{total} {percent} %", last_text, left) if part))
 
         def advance(n: int = 1, text: str = "") -> None:
-            nonlocal done, last_text, last_time
+            nonlocal done, last_text, last_time, begun
             done, last_text = done + n, text or last_text
+            begun = begun or (done, self._clock())
             if self._clock() - last_time >= PLAIN_SECONDS:
                 last_time = self._clock()
                 line()

@@ -91,7 +91,13 @@ class Verdict:
         of = f"{len(failed)} of {total} checks" if total > 1 else "The check"
         if failed:
             return f"{of} failed: {', '.join(check.name for check in failed)}."
-        return f"All {total} checks passed." if total > 1 else "The check passed."
+        if warned := sum(check.outcome == "warn" for check in self.checks):
+            return f"{total - warned} of {total} checks passed; {warned} could not be judged."
+        blind = sum(check.blind for check in self.checks)
+        but = (
+            f" {blind} of {total} cannot see what {'it guards' if blind == 1 else 'they guard'} on so few samples." if blind else ""
+        )
+        return f"All {total} checks passed.{but}" if total > 1 else f"The check passed.{but}"
 
     def document(self) -> dict[str, Any]:
         """What JSON says: the fields, the verdict, and what each check cannot see. Numbers that are not finite become null."""

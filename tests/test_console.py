@@ -152,7 +152,18 @@ def test_progress_in_a_pipe_is_a_line_every_ten_seconds(capsys: pytest.CaptureFi
             advance(10, f"loss {step}")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == [f"train [0] {n}/3000 {n // 30} % loss {n // 10 - 1}" for n in (100, 200, 300)]
+    left = {100: "(about 5 min left)", 200: "(about 5 min left)", 300: "(about 4 min left)"}  # a tenth of a second a step
+    assert err.splitlines() == [f"train [0] {n}/3000 {n // 30} % loss {n // 10 - 1} {left[n]}" for n in left]
+    with console.progress(3000, "resumed") as advance:  # what was done before says nothing of the pace
+        advance(2000)
+        for _ in range(3):
+            now += 20.0
+            advance(40)
+        advance(880)
+    assert capsys.readouterr().err.splitlines() == [
+        "resumed 2040/3000 68 % (about 8 min left)", "resumed 2080/3000 69 % (about 8 min left)",
+        "resumed 2120/3000 70 % (about 7 min left)", "resumed 3000/3000 100 %",
+    ]  # fmt: skip
 
 
 def test_progress_ends_with_where_it_stands_unless_it_failed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,6 +28,7 @@ from sve_cli.gate import (
 from sve_cli.gate.rule import alone_from
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.predictions import Predictions
+from sve_cli.verdict import Verdict
 from sve_cli.workflows.gate import compare_samples
 
 LEVEL = Level(0.95)
@@ -159,3 +160,16 @@ def test_rounding_is_no_change() -> None:
     assert check.worsening == 0.0 and math.copysign(1.0, check.worsening) == 1.0 and " is the same (" in check.sentence
     tiny = judge_worsening("nll", "lower", GateSpec(slack=0.0), replace(seen, value=0.3 + 1e-6), Level(0.95))
     assert " is the same (" in tiny.sentence, "not: worse by 0.0000"
+
+
+def test_the_verdict_counts_what_was_not_judged_and_what_sees_nothing() -> None:
+    fine = judge_worsening("accuracy", "higher", GateSpec(slack=0.01), seen(0.9, 0.9), LEVEL)
+    blind = judge_worsening("nll", "lower", GateSpec(slack=0.0, detect=1e-4), seen(0.3, 0.3), LEVEL)
+    unjudged = replace(fine, key="brier", outcome="warn")
+    for checks, sentence in (
+        ([fine, fine], "All 2 checks passed."),
+        ([fine, blind], "All 2 checks passed. 1 of 2 cannot see what it guards on so few samples."),
+        ([fine, blind, unjudged], "2 of 3 checks passed; 1 could not be judged."),
+        ([fine, replace(fine, outcome="fail"), unjudged], "1 of 3 checks failed: accuracy: worsening."),
+    ):
+        assert Verdict("run", "base", 900, checks).sentence == sentence

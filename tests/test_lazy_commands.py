@@ -20,3 +20,12 @@ def test_every_text_is_the_first_sentence_of_its_commands_help() -> None:
         assert paragraph.split(". ")[0].rstrip(".") + "." == text, name
         assert command is group.get_command(context, name) and command.name == name
     assert group.get_command(context, "nosuch") is None
+
+
+def test_a_groups_list_of_commands_is_whole_on_a_narrow_terminal() -> None:
+    group: Any = typer.main.get_command(app)
+    context = group.make_context("sve", ["gate"], resilient_parsing=True)
+    gate = group.get_command(context, "gate")
+    shown = gate.get_help(gate.context_class(gate, info_name="gate", terminal_width=60))
+    for command in gate.commands.values():
+        assert " ".join(command.help.split()).rstrip(".") in " ".join(shown.split())

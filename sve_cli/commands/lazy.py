@@ -32,6 +32,14 @@ COMMANDS = {
 SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
 
 
+class WholeTexts(TyperGroup):
+    """A group whose help lists its commands with their texts whole; click cuts them at a narrow terminal's edge."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(limit=1000)) for name, command in self.commands.items()])
+
+
 class LazyCommands(TyperGroup):
     """A group that knows its commands by name, and makes one when it is asked for."""
 
@@ -59,5 +67,5 @@ def _made(name: str) -> Any:
     if own is None:
         holder.command(name)(getattr(module, name))
         return typer.main.get_command(holder)
-    holder.add_typer(own, name=name)
+    holder.add_typer(own, name=name, cls=WholeTexts)
     return typer.main.get_group(holder).commands[name]

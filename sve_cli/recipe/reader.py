@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import types
 from collections.abc import Mapping
@@ -15,6 +16,20 @@ from sve_cli.registry import nearest
 BAD = object()  # stands for a value that could not be read; its problem is recorded
 
 _NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+# What transformers, Lightning and timm call a key of these recipes.
+_SYNONYMS = {
+    "learning_rate": "lr", "num_epochs": "epochs", "num_train_epochs": "epochs", "max_epochs": "epochs",
+    "per_device_train_batch_size": "batch_size", "train_batch_size": "batch_size", "per_device_eval_batch_size": "batch_size",
+    "gradient_accumulation_steps": "accumulation", "accumulate_grad_batches": "accumulation", "warmup_ratio": "warmup",
+    "warmup_steps": "warmup", "lr_scheduler_type": "schedule", "scheduler": "schedule", "sched": "schedule",
+    "max_grad_norm": "clip", "gradient_clip_val": "clip", "clip_grad": "clip", "grad_clip": "clip",
+    "label_smoothing_factor": "label_smoothing", "smoothing": "label_smoothing", "gradient_checkpointing": "save_memory",
+    "fp16": "precision", "bf16": "precision", "dtype": "precision", "model_name_or_path": "name", "model_name": "name",
+    "path": "name", "dataset_name": "name", "max_seq_length": "max_length", "img_size": "image_size", "input_size": "image_size",
+    "target_modules": "targets", "exclude_modules": "exclude", "num_members": "members", "n_members": "members",
+    "ensemble_size": "members", "num_classes": "classes", "num_labels": "classes", "max_train_samples": "limit",
+    "attn_implementation": "attention", "n_bins": "bins", "num_bins": "bins",
+}  # fmt: skip
 _KINDS = {str: ("text",), int: ("int",), float: ("float", "int"), bool: ("bool",)}
 
 
@@ -146,10 +161,14 @@ def _instead(hint: Any, node: Node) -> str:
 
 
 def _where_it_belongs(key: str, known: list[str]) -> str:
-    """The nearest valid key; or the section that a key is missing from."""
+    """The nearest valid key; what other trainers' key is called here; or the section that a key is missing from."""
     close = nearest(key, known)
     if close.startswith("Did"):
         return close
+    other = difflib.get_close_matches(key, _SYNONYMS, n=1, cutoff=0.8)
+    meant = _SYNONYMS[other[0]] if other else key
+    if meant in known:
+        return f"Did you mean '{meant}'?"
     hints = get_type_hints(Recipe)
-    homes = [f"{name}.{key}" for name, hint in hints.items() if is_dataclass(hint) and key in {f.name for f in fields(hint)}]
+    homes = [f"{name}.{meant}" for name, hint in hints.items() if is_dataclass(hint) and meant in {f.name for f in fields(hint)}]
     return f"Did you mean '{homes[0]}'?" if homes else close

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
 from sve_cli.errors import RecipeError, SveError
 from sve_cli.recipe import digest, library, load_recipe, load_recipe_text, recipe_names, recipe_text, resolve_dict, to_yaml
+from sve_cli.recipe.reader import _SYNONYMS
 from sve_cli.recipe.spec import DataSpec, EvaluateSpec, MethodSpec, ModelSpec, Recipe, SplitSpec, TaskSpec, TrainSpec
 
 pytestmark = pytest.mark.usefixtures("fake_methods")
@@ -218,6 +220,21 @@ def test_override_problems_name_the_override_not_a_line(good: str) -> None:
     ]
     assert any("Did you mean 'epochs'?" in p for p in problems)
     assert any("Did you mean 'train.lr'?" in p for p in problems)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("train.lerning_rate", "lr"), ("method.n_members", "members"), ("train.max_grad_norm", "clip"), ("model.dtype", "train.precision")],
+)
+def test_a_key_of_another_trainer_is_told_its_name_here(good: str, written: str, meant: str) -> None:
+    (problem,) = problems_of(good, f"{written}=1")
+    assert problem.endswith(f"unknown key (Did you mean '{meant}'?)")
+
+
+def test_every_other_name_stands_for_a_key() -> None:
+    keys = {f.name for hint in get_type_hints(Recipe).values() if is_dataclass(hint) for f in fields(hint)}
+    assert set(_SYNONYMS.values()) <= keys
+    assert not keys & set(_SYNONYMS)
 
 
 def test_round_trip_and_digest(good: str) -> None:

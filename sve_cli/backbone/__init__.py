@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from sve_cli.backbone.base import Backbone, Head, Inputs, looks_random, replace_module
 from sve_cli.backbone.linears import LinearView
-from sve_cli.backbone.resolve import locate
+from sve_cli.backbone.resolve import Location, locate
 from sve_cli.backbone.targets import block_of, has_attention, select_targets
 from sve_cli.backbone.weights import Late, Writing
 from sve_cli.errors import CheckpointError
+from sve_cli.hub import cache_when_unreachable
 from sve_cli.recipe.spec import ModelSpec
 
 __all__ = [
@@ -34,6 +35,13 @@ def load_backbone(spec: ModelSpec, task_name: str) -> Backbone:
         CheckpointError: it cannot be opened, or is of the wrong kind for the task.
     """
     location = locate(spec)
+    if location.path is None:
+        with cache_when_unreachable():
+            return _opened(location, spec, task_name)
+    return _opened(location, spec, task_name)
+
+
+def _opened(location: Location, spec: ModelSpec, task_name: str) -> Backbone:
     if task_name == "image_classification":
         if location.library != "timm":
             raise CheckpointError(

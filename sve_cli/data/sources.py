@@ -14,6 +14,7 @@ import pyarrow as pa
 from sve_cli.data.hub_names import HUB_SETS, HubSet
 from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
 from sve_cli.errors import DataError
+from sve_cli.hub import cache_when_unreachable
 from sve_cli.recipe.spec import DataSpec
 from sve_cli.registry import BUILTIN_DATA, nearest
 
@@ -178,7 +179,8 @@ def _from_hub(name: str, config: str | None, revision: str | None) -> Source:
 
     known_set = HUB_SETS.get(name, HubSet(name, config))
     try:
-        loaded = datasets.load_dataset(known_set.repo, config or known_set.config, revision=revision)
+        with cache_when_unreachable():
+            loaded = datasets.load_dataset(known_set.repo, config or known_set.config, revision=revision)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         # OSError: offline, missing or gated; ValueError: configuration; RuntimeError: sets that are scripts.
         raise DataError(f"Data set '{name}' is neither a local path nor built in, and the hub gave: {error}", hint) from error

@@ -236,10 +236,12 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    from sve_cli.hub import cache_when_unreachable
     from sve_cli.workflows.push import reason
 
     try:
-        return Path(snapshot_download(name, allow_patterns=[*(f"*{ending}" for ending in NEEDED), "*.md"]))
+        with cache_when_unreachable():
+            return Path(snapshot_download(name, allow_patterns=[*(f"*{ending}" for ending in NEEDED), "*.md"]))
     except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         hint = f"Check the path (paths start at {Path.cwd()}) or the hub id."
         raise SveError(f"There is no folder '{name}', and the hub gave none ({reason(error)}).", hint) from error

@@ -224,7 +224,12 @@ def test_override_problems_name_the_override_not_a_line(good: str) -> None:
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("train.lerning_rate", "lr"), ("method.n_members", "members"), ("train.max_grad_norm", "clip"), ("model.dtype", "train.precision")],
+    [
+        ("train.lerning_rate", "lr"),
+        ("method.n_members", "members"),
+        ("train.max_grad_norm", "clip"),
+        ("model.dtype", "train.precision"),
+    ],
 )
 def test_a_key_of_another_trainer_is_told_its_name_here(good: str, written: str, meant: str) -> None:
     (problem,) = problems_of(good, f"{written}=1")

@@ -49,7 +49,9 @@ def render_markdown(table: BenchTable) -> str:
 def render_html(table: BenchTable) -> str:
     """The whole benchmark as one HTML page, with the Pareto plots."""
     plots = [
-        page.figure(caption, pareto_sentence(table, cost), pareto_svg(points(table, cost), f"{_COSTS[cost]}, × {REFERENCE}"))
+        page.figure(
+            caption, pareto_sentence(table, cost), pareto_svg(points(table, cost), f"{_COSTS[cost]}, × {REFERENCE}", spreads(table))
+        )
         for cost, caption in _PLOTS.items()
     ]
     blocks = [page.head(_title(table), subtitle(table), [], []), page.figures(plots)]
@@ -224,10 +226,17 @@ def points(table: BenchTable, cost: str) -> list[Point]:
     return [(row.costs[cost], row.metrics["nll"].mean, row.name) for row in rows]
 
 
+def spreads(table: BenchTable) -> dict[str, float]:
+    """Row -> standard deviation of its NLL over the seeds, where there are several."""
+    found = {row.name: row.metrics["nll"].std for row in table.rows if "nll" in row.metrics}
+    return {name: std for name, std in found.items() if std is not None}
+
+
 def pareto_sentence(table: BenchTable, cost: str) -> str:
     """Which rows lie on the front."""
     found = points(table, cost)
     if len(found) < 2:
         return ""
     names = ", ".join(name for _, _, name in front(found))
-    return f"Lower left is better. Dots: rows that no other row beats in both ({names})."
+    whiskers = " Whiskers: ± one standard deviation over the seeds." if spreads(table) else ""
+    return f"Lower left is better. Dots: rows that no other row beats in both ({names}).{whiskers}"

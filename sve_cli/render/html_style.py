@@ -63,6 +63,7 @@ svg text{font-family:inherit;font-variant-numeric:tabular-nums}
 .stroke-ood{stroke:var(--ood);stroke-dasharray:5 3}
 .stroke-thin{fill:none;stroke:var(--ood);stroke-width:1;opacity:.45}.diagonal{fill:none}
 .stroke-tie{fill:none;stroke:var(--soft);stroke-width:1.8}.dot-tie{fill:var(--soft)}.whisker{stroke:var(--id);stroke-width:1}
+.whisker-ood{stroke:var(--ood);stroke-width:1}.halo{paint-order:stroke;stroke:var(--page);stroke-width:3px;stroke-linejoin:round}
 @media screen and (max-width:40rem){
 .words thead{display:none}.words tr{display:block;padding:.55rem 0;border-bottom:1px solid var(--rule)}
 .words th,.words td{display:block;padding:0;border:0}.words tbody th{font-weight:600}

@@ -6,7 +6,7 @@ Points are (cost, NLL, name).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sve_cli.render.figures import WIDTH, Frame, nice_ticks, svg
 
@@ -24,33 +24,39 @@ def front(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def pareto_svg(points: Sequence[Point], name: str) -> str:
-    """Cost (logarithmic, called `name`) against NLL, with the front as a line; empty for fewer than two points."""
+def pareto_svg(points: Sequence[Point], name: str, spreads: Mapping[str, float] | None = None) -> str:
+    """Cost (logarithmic, called `name`) against NLL, with the front as a line; empty for fewer than two points.
+
+    Args:
+        spreads: row -> standard deviation of its NLL over the seeds, drawn as a whisker to both sides.
+    """
     if len(points) < 2:
         return ""
     best = front(points)
-    frame = _frame(points)
-    _axes(frame, points, name)
+    ends = {row: (y - s, y + s) for _, y, row in points for s in [(spreads or {}).get(row, 0.0)]}
+    frame = _frame(points, ends)
+    _axes(frame, ends, name)
     steps = [(math.log10(x), y) for x, y, _ in best]
     frame.path(steps, "stroke-id")
-    _labels(frame, points)
+    _labels(frame, points, ends)
     for x, y, row in points:
-        on_front = (x, y, row) in best
+        on_front, (low, high) = (x, y, row) in best, ends[row]
+        if high > low:
+            frame.line((math.log10(x), low), (math.log10(x), high), "whisker" if on_front else "whisker-ood")
         (frame.dot if on_front else frame.square)((math.log10(x), y), "dot-id" if on_front else "dot-ood")
     return svg(frame.bottom + 44, f"{name} against NLL", frame.parts)
 
 
-def _frame(points: Sequence[Point]) -> Frame:
-    logs, values = [math.log10(x) for x, _, _ in points], [y for _, y, _ in points]
+def _frame(points: Sequence[Point], ends: Mapping[str, tuple[float, float]]) -> Frame:
+    logs, values = [math.log10(x) for x, _, _ in points], [y for pair in ends.values() for y in pair]
     wide, high = max(logs) - min(logs) or 1.0, max(values) - min(values) or 0.1 * abs(values[0]) or 1.0
     x, y = (min(logs) - 0.1 * wide, max(logs) + 0.15 * wide), (min(values) - 0.1 * high, max(values) + 0.1 * high)
     bottom = 228 + 14 * max(len(points) - 6, 0)  # many names need room
     return Frame((46, 28, WIDTH - 8, bottom), x, y)
 
 
-def _axes(frame: Frame, points: Sequence[Point], name: str) -> None:
-    low, high = min(y for _, y, _ in points), max(y for _, y, _ in points)
-    frame.y_axis(nice_ticks(low, high, 4), "NLL")
+def _axes(frame: Frame, ends: Mapping[str, tuple[float, float]], name: str) -> None:
+    frame.y_axis(nice_ticks(min(low for low, _ in ends.values()), max(high for _, high in ends.values()), 4), "NLL")
     frame.line((frame.x_range[0], frame.y_range[0]), (frame.x_range[1], frame.y_range[0]), "axis")
     for tick in _log_ticks(*frame.x_range):
         frame.text(frame.x(math.log10(tick)), frame.bottom + 14, f"× {tick:g}")
@@ -67,10 +73,11 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return nice_ticks(10**low, 10**high, 4)
 
 
-def _labels(frame: Frame, points: Sequence[Point]) -> None:
-    """Each row's name beside its marker, where it covers no other name or marker; a thin line leads to one farther away."""
+def _labels(frame: Frame, points: Sequence[Point], ends: Mapping[str, tuple[float, float]]) -> None:
+    """Each row's name beside its marker, where it covers nothing else; a thin line leads to one farther away."""
     places = [(frame.x(math.log10(x)), frame.y(y), name) for x, y, name in points]
     taken: list[_Box] = [(x - _CLEAR, y - _CLEAR, x + _CLEAR, y + _CLEAR) for x, y, _ in places]
+    taken += [(x - 1, frame.y(ends[name][1]), x + 1, frame.y(ends[name][0])) for x, _, name in places]
     for i, (x, y, name) in sorted(enumerate(places), key=lambda entry: entry[1][1]):
         others = [box for k, box in enumerate(taken) if k != i]
         options = _options(x, y, _LETTER * len(name))
@@ -80,7 +87,7 @@ def _labels(frame: Frame, points: Sequence[Point]) -> None:
         left = {"start": box[0], "end": box[2], "middle": (box[0] + box[2]) / 2}[anchor]
         if abs((box[1] + box[3]) / 2 - y) > 2 * _HIGH:
             frame.parts.append(f'<path class="axis" d="M{x:.1f} {y:.1f}L{left:.1f} {box[1] if box[1] > y else box[3]:.1f}"/>')
-        frame.text(left, box[3] - 2, name, "value", anchor)
+        frame.text(left, box[3] - 2, name, "value halo", anchor)
 
 
 def _options(x: float, y: float, width: float) -> list[tuple[_Box, str]]:

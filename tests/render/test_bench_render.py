@@ -21,6 +21,7 @@ from sve_cli.render.bench import (
     render_html,
     render_markdown,
     sections,
+    spreads,
     subtitle,
 )
 from sve_cli.render.pareto import front, pareto_svg
@@ -183,14 +184,33 @@ def test_the_plot_shows_every_row_once_and_the_front_as_dots() -> None:
     assert drawing.count("dot-id") == 3 and drawing.count("dot-ood") == 1
     for each in rows:
         assert drawing.count(f">{each.name}</text>") == 1
-    assert pareto_sentence(table(*rows), "train_time").endswith("(heads_only, single, sve).")
+    assert pareto_sentence(table(*rows), "train_time").find("(heads_only, single, sve). Whiskers") > 0
     assert ">× 1</text>" in drawing and ">NLL</text>" in drawing and ">Training time</text>" in drawing
+
+
+def test_whiskers_show_the_seeds_spread() -> None:
+    rows = [row("single", 0.30, cost=1.0), row("sve", 0.31, cost=2.0)]
+    stds = spreads(table(*rows))
+    assert stds == {each.name: each.metrics["nll"].std for each in rows}
+    drawn = pareto_svg(points(table(*rows), "train_time"), "x", {"single": 0.1})
+    (whisker,) = re.findall(r'class="whisker" d="M([\d.]+) ([\d.]+)L([\d.]+) ([\d.]+)"', drawn)
+    marker = re.search(r'class="dot-id" cx="([\d.]+)" cy="([\d.]+)"', drawn)
+    assert marker is not None and whisker[0] == whisker[2] == marker.group(1)
+    low, high = float(whisker[1]), float(whisker[3])
+    assert (low + high) / 2 == pytest.approx(float(marker.group(2)), abs=0.1)
+    # the axis reaches 0.1 of the whole spread, 0.2 to 0.4, beyond the whisker: it takes 1 / 1.2 of the plot's height
+    assert (low - high) * 1.2 == pytest.approx(228 - 28, abs=0.2)
+    assert "± one standard deviation" in pareto_sentence(table(*rows), "train_time")
+    lone = table(*(replace(each, metrics={"nll": replace(each.metrics["nll"], std=None)}) for each in rows))
+    assert spreads(lone) == {} and "standard deviation" not in pareto_sentence(lone, "train_time")
 
 
 def boxes(drawing: str) -> list[tuple[float, float, float, float]]:
     """Where each row's name is drawn."""
     found = []
-    for x, y, anchor, name in re.findall(r'<text class="value" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', drawing):
+    for x, y, anchor, name in re.findall(
+        r'<text class="value halo" x="([\d.]+)" y="([\d.]+)" text-anchor="(\w+)">([^<]*)<', drawing
+    ):
         left = float(x) - {"start": 0.0, "middle": 0.5, "end": 1.0}[anchor] * 6.0 * len(name)
         found.append((left, float(y) - 9, left + 6.0 * len(name), float(y)))
     return found

@@ -4,6 +4,8 @@
     python benchmarks/results.py check            exit code 1 when a region does not say what the files say
     python benchmarks/results.py keep RUN NAME    store a run's report, or the diversity.json of a folder, as
                                                   benchmarks/results/kept/NAME.json
+    python benchmarks/results.py pair FOLDER …    measure the paired differences of benchmarks' folders anew, from the samples
+                                                  that are kept there
 
 A region begins with `<!-- runs: NAME … -->`, `<!-- ood: NAME -->`, `<!-- bench: FOLDER -->`, `<!-- overview: FOLDER … -->`,
 `<!-- diversity: NAME … -->`, `<!-- uncertainty: NAME … -->`, `<!-- tuning: NAME -->` or `<!-- decomposition -->` and ends with
@@ -29,9 +31,9 @@ from sve_cli.render.diversity import UNCERTAINTIES, format_correlation, format_p
 from sve_cli.render.tables import MISSING, Table
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, read_json, write_json, write_text
-from sve_cli.workflows.bench_cells import shown_command
+from sve_cli.workflows.bench_cells import Study, shown_command
 from sve_cli.workflows.bench_costs import read_costs
-from sve_cli.workflows.bench_paired import read_paired
+from sve_cli.workflows.bench_paired import paired_differences, read_paired
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -42,6 +44,11 @@ REGION = re.compile(
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 OOD = "ood"
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
+VERDICTS = {
+    **dict(zip((*OVERVIEW[:4], OOD), HEADS[:5], strict=True)),
+    "temperature.nll": "NLL, row scaled", "temperature.ece_top1_w15": "ECE %, row scaled",
+    "both_scaled.nll": "NLL, both scaled", "both_scaled.ece_top1_w15": "ECE %, both scaled",
+}  # fmt: skip
 
 
 def keep(folder: str, name: str) -> Path:
@@ -96,6 +103,25 @@ def runs_region(names: str) -> str:
     heads = ["run", "accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "training min"]
     files = ", ".join(f"`benchmarks/results/kept/{name}.json`" for name in names.split())
     return f"{markdown.table(Table(heads, rows))}\n\nFrom {files}:\n\n```\n" + "\n".join(commands) + "\n```\n"
+
+
+def pair(folder: str) -> Path:
+    """Measure the paired differences of a benchmark's folder anew, with its reference, from what is kept of its samples.
+
+    Raises:
+        SveError: no two rows have samples there, or some of them cannot be read.
+    """
+    out = RESULTS / folder
+    reference = (read_paired(out) or {}).get("reference")
+    study = Study("", (), (), 0, {}, (), out, runs=out / "none", reference=reference)
+    found = paired_differences(study, load_cells(out))
+    if found is None:
+        raise SveError(f"'{out}' has no samples of two rows.", "Run sve bench where the runs are.")
+    if unread := found.pop("unread"):
+        raise SveError(" ".join(unread), "Run sve bench where the runs are.")
+    path = out / "paired.json"
+    write_json(path, found)
+    return path
 
 
 def ood_region(name: str) -> str:
@@ -197,11 +223,11 @@ def overview_region(folders: str) -> str:
     for name, found in rows.items():
         if len(found) < len(tables):
             continue
-        means = [statistics.fmean(r.metrics[key].mean for r in found if key in r.metrics) for key in OVERVIEW]
+        shared = [key for key in OVERVIEW if all(key in r.metrics for r in found)]  # a mean over fewer tasks would not compare
+        means = {key: statistics.fmean(r.metrics[key].mean for r in found) for key in shared}
         extra = statistics.fmean(r.parameters["extra_fraction"] for r in found)
         seeds = f"{min(len(r.seeds) for r in found)}"
-        percent = [100.0 if "accuracy" in k or "ece" in k or "auroc" in k else 1.0 for k in OVERVIEW]
-        shown = [f"{s * m:.{2 if s == 100.0 else 4}f}" for s, m in zip(percent, means, strict=True)]
+        shown = [_mean(key, means[key]) if key in means else MISSING for key in OVERVIEW]
         lines.append([name, seeds, *shown, f"{100 * extra:.2f}"])
     arrows = ["↑" if higher_is_better(k) else "↓" for k in OVERVIEW]
     heads = ["method", "seeds", *(f"{h} {a}" for h, a in zip(HEADS, arrows, strict=True)), "extra parameters %"]
@@ -209,6 +235,10 @@ def overview_region(folders: str) -> str:
     paired = [table.paired for table in tables.values() if table.paired]
     everywhere = {name for name, found in rows.items() if len(found) == len(tables)}
     return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts(paired, everywhere)}"
+
+
+def _mean(key: str, mean: float) -> str:
+    return f"{100 * mean:.2f}" if any(part in key for part in ("accuracy", "ece", "auroc")) else f"{mean:.4f}"
 
 
 def _verdicts(paired: list[dict[str, Any]], methods: set[str]) -> str:
@@ -221,16 +251,15 @@ def _verdicts(paired: list[dict[str, Any]], methods: set[str]) -> str:
         for key, d in row["differences"].items():
             what = OOD if key.startswith("ood.") else key
             counts.setdefault(name, {}).setdefault(what, [0, 0, 0])[("better", "tie", "worse").index(verdict(d))] += 1
-    shown = dict(zip((*OVERVIEW[:4], OOD, *OVERVIEW[5:]), HEADS, strict=True))
     lines = [
-        [name, *(" / ".join(map(str, found.get(key, []))) for key in shown)] for name, found in counts.items() if name in methods
+        [name, *(" / ".join(map(str, found.get(key, []))) for key in VERDICTS)] for name, found in counts.items() if name in methods
     ]
     [reference] = references
     text = (
-        f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`, by the paired 95 % intervals; "
-        "in the columns with a temperature the method has one and the reference has none:"
+        f"Tasks (for OOD: sets) on which a method is better / level / worse than `{reference}`: beyond the paired 95 % interval, "
+        "with the same sign in every seed. Scaled: with its own temperature; where only the row is scaled, the reference has none:"
     )
-    return f"{text}\n\n{markdown.table(Table(['method', *shown.values()], lines))}\n"
+    return f"{text}\n\n{markdown.table(Table(['method', *VERDICTS.values()], lines))}\n"
 
 
 def renewed(text: str) -> str:
@@ -255,12 +284,16 @@ def main(words: list[str]) -> int:
     if words[:1] == ["keep"] and len(words) == 3:
         sys.stdout.write(f"{keep(words[1], words[2])}\n")
         return 0
+    if words[:1] == ["pair"] and len(words) > 1:
+        for folder in words[1:]:
+            sys.stdout.write(f"{pair(folder)}\n")
+        return 0
     if words == ["write"]:
         write_text(PAGE, renewed(text))
         return 0
     if words == ["check"]:
         return 0 if renewed(text) == text else 1
-    raise SveError("This is not understood.", "Write: python benchmarks/results.py write, check, or keep RUN NAME")
+    raise SveError("This is not understood.", "Write: python benchmarks/results.py write, check, keep RUN NAME, or pair FOLDER")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ class Difference:
         p_holm: the same after Holm's correction for all differences it was listed with.
         n_needed: about how many samples would show a difference of this size with 80 % power at the two-sided 5 % level,
             by the normal approximation; None when there is no difference at all.
+        by_seed: the difference of each pair of seeds, where both sides have equally many and several.
     """
 
     key: str
@@ -51,6 +52,7 @@ class Difference:
     p_value: float | None
     p_holm: float | None
     n_needed: int | None
+    by_seed: tuple[float, ...] = ()
 
     @property
     def is_tie(self) -> bool:

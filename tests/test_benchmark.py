@@ -58,6 +58,10 @@ def test_content_that_was_changed_between_two_cells_is_found() -> None:
     with pytest.raises(SveError, match="do not belong in one table: they differ in the test rows"):
         build_table([cell(sources=old), cell("single", sources=new)], {}, None)
     build_table([cell(sources=old), cell(seed=1, sources=new), cell("single")], {}, None)  # hold-outs of a seed; an older result
+    for split in ("train", "validation"):
+        with pytest.raises(SveError, match=f"they differ in the {split} rows"):
+            build_table([cell(sources={**old, split: "d"}), cell("single", sources={**old, split: "e"})], {}, None)
+    build_table([cell(sources={**old, "train": "d"}), cell("single", sources=old)], {}, None)
     with pytest.raises(SveError, match="the checkpoint's content"):
         build_table([cell(sources=old), cell(seed=1, sources={**old, "checkpoint": "z"})], {}, None)
     swept = [cell(sources=old, sweep={"data.name": "x"}), cell(sources=new, sweep={"data.name": "y"})]
@@ -75,6 +79,12 @@ def test_what_the_numbers_rest_on_is_noted() -> None:
     assert "nll" not in table.rows[0].metrics and "accuracy" in table.rows[0].metrics
     swept = [cell(recipe={"data.limit": n}, sweep={"data.limit": str(n)}) for n in (100, 200)]
     assert build_table(swept, {}, None).notes == []
+    for value, said in ((None, "null"), (50, "50")):
+        beside = [cell(method, recipe={"data.limit": value}) for method in ("single", "heads_only")]
+        notes = build_table([*swept, *beside], {}, None).notes
+        assert notes[-1] == f"data.limit is {said} in what does not sweep it: single, heads_only."
+    members = [cell(recipe={"method.members": 2}, sweep={"method.members": "2"}), cell("single", recipe={"method.members": 1})]
+    assert build_table(members, {}, None).notes == []  # every method's own
 
 
 def test_a_seed_that_is_there_twice_is_refused() -> None:
@@ -121,6 +131,8 @@ def test_one_seed_has_no_standard_deviation() -> None:
     [
         ("accuracy", 0.1), ("temperature.accuracy", 0.1), ("ood.a.b:test.entropy.auroc_ood", 0.1), ("ood_auroc_entropy", 0.1),
         ("nll", 0.9), ("ood.a.entropy.fpr95_ood_positive", 0.9), ("ece_top1_w15", 0.9), ("entropy_mean", None),
+        ("ece_top1_m30", 0.9), ("brier_resolution_w15", 0.1), ("brier_resolution_w7", 0.1), ("brier_uncertainty", None),
+        ("risk_at_80", 0.9), ("variation_ratio_mean", None), ("decisions.ood.id_kept", None), ("ood.a.b.aupr_id", 0.1),
     ],
 )  # fmt: skip
 def test_the_worst_seed_follows_the_metrics_direction(key: str, worst: float | None) -> None:
@@ -136,6 +148,14 @@ def test_means_over_ood_sets_whose_names_hold_dots_and_colons() -> None:
     assert table.ood == ["far.csv:test", "near:oos"]
     assert table.rows[0].metrics["ood_auroc_entropy"].mean == pytest.approx(0.8)
     assert "ood_auroc_energy" not in table.rows[0].metrics  # one set has no number: a mean of the others would mislead
+
+
+def test_groups_of_ood_sets_do_not_count_as_sets() -> None:
+    values = {"ood.a.entropy.auroc_ood": 0.9, "ood.b.entropy.auroc_ood": 0.8, "ood.c.entropy.auroc_ood": 0.4,
+              "ood.near.entropy.auroc_ood": 0.85}  # fmt: skip
+    table = build_table([cell(metrics=values, recipe={"data.ood_near": ["a", "b"], "data.ood_far": []})], {}, None)
+    assert table.ood == ["a", "b", "c"] and table.rows[0].metrics["ood_auroc_entropy"].mean == pytest.approx(0.7)
+    assert build_table([cell(metrics=values)], {}, None).ood == ["a", "b", "c", "near"]  # without groups it is a set's name
 
 
 def test_a_metric_that_one_seed_lacks_or_that_is_not_finite_is_left_out() -> None:
@@ -194,9 +214,12 @@ def test_a_table_of_limited_rows_says_so() -> None:
 def test_notes_say_what_scaled_differences_are_against_and_which_rows_have_none() -> None:
     difference = {"difference": 0.1, "low": 0.0, "high": 0.2, "verdict": "B better"}
     paired = {"reference": "sve", "rows": {"single": {"differences": {"nll": difference}}}, "left_out": ["lora has other rows."]}
-    assert build_table([cell()], {}, None, paired).notes == ["lora has other rows."]
+    left, sampled = build_table([cell()], {}, None, paired).notes
+    assert left == "lora has other rows." and "not of other training seeds" in sampled and "a tie (seeds disagree)" in sampled
+    rows = [*(cell(seed=s) for s in (0, 1, 2)), cell("single", 1)]
+    assert "Paired differences are of fewer seeds than sve has in: single (seed 1)." in build_table(rows, {}, None, paired).notes
     scaled = {"reference": "sve", "rows": {"single": {"differences": {"temperature.nll": difference}}}}
-    [note] = build_table([cell()], {}, None, scaled).notes
+    _, note = build_table([cell()], {}, None, scaled).notes
     assert "'row temperature-scaled, reference not'" in note and "with sve as it is, before temperature scaling" in note
 
 

@@ -6,6 +6,7 @@ Shapes do not occur here: everything is a named number. A cell is one trained an
 from sve_cli.benchmark.documents import without_folders
 from sve_cli.benchmark.table import (
     PRECISION,
+    SPLITS,
     build_table,
     by_size,
     different_task,
@@ -15,6 +16,7 @@ from sve_cli.benchmark.table import (
     searched,
 )
 from sve_cli.benchmark.values import (
+    BOTH_SCALED,
     DIVERGED,
     EARLIER,
     REFERENCE,
@@ -36,11 +38,13 @@ from sve_cli.benchmark.values import (
 )
 
 __all__ = [
+    "BOTH_SCALED",
     "DIVERGED",
     "EARLIER",
     "PRECISION",
     "REFERENCE",
     "SEARCHED_AS",
+    "SPLITS",
     "TRAINED",
     "BenchRow",
     "BenchTable",

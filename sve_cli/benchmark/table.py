@@ -11,7 +11,8 @@ from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTabl
 from sve_cli.errors import SveError
 
 PRECISION = "train.precision"
-_SOURCES = {"checkpoint": "the checkpoint's content", "test": "the test rows"}
+SPLITS = ("train", "validation", "test")
+_SOURCES = {"checkpoint": "the checkpoint's content"} | {split: f"the {split} rows" for split in SPLITS}
 _OWN = ("method.", "seed", "train.lr", "train.bias_lr", "train.head_lr", "train.weight_decay")  # what cells may differ in
 
 
@@ -50,7 +51,7 @@ def build_table(
     rows = [_row(name, group, grids, costs) for name, group in groups.items()]
     rows.sort(key=by_size)
     first = cells[0]
-    sets = list(dict.fromkeys(k[4:].rsplit(".", 2)[0] for c in cells for k in c.metrics if k.startswith("ood.")))
+    sets = list(dict.fromkeys(name for c in cells for name in _ood_sets(c)))
     return BenchTable(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
         notes=[*_notes(cells, grids), *_gaps(cells, diverged), *_cost_notes(costs or {}), *_paired_notes(paired or {}, rows)],
@@ -86,7 +87,7 @@ def _different_sources(one: CellResult, other: CellResult) -> list[str]:
     """What of the content that two cells were made from differs, though their recipes name the same: a file was changed."""
     if any(key.startswith(("model.", "data.", "task.")) for key in (*one.sweep, *other.sweep)):
         return []
-    keys = {"checkpoint"} if one.seed != other.seed else {"checkpoint", "test"}  # without a test split, each seed holds out its own
+    keys = {"checkpoint"} if one.seed != other.seed else {"checkpoint", *SPLITS}  # each seed draws and holds out rows of its own
     shared = keys & one.sources.keys() & other.sources.keys()
     return [_SOURCES[key] for key in sorted(shared) if one.sources[key] != other.sources[key]]
 
@@ -111,7 +112,7 @@ def _natural(text: str) -> tuple[int, float, str]:
 
 def _row(name: str, group: list[CellResult], grids: Mapping[str, Grid], costs: Mapping[str, Any] | None) -> BenchRow:
     group = sorted(group, key=lambda c: c.seed)
-    numbers = [{**c.metrics, **_ood_means(c.metrics)} for c in group]
+    numbers = [{**c.metrics, **_ood_means(c)} for c in group]
     shared = [k for k in numbers[0] if all(n.get(k) is not None for n in numbers)]  # null: not finite
     first = group[0]
     measured = dict((costs or {}).get("methods", {}).get(name, {}))
@@ -137,13 +138,20 @@ def searched(cell: CellResult, grids: Mapping[str, Grid]) -> Grid | None:
     return None
 
 
-def _ood_means(metrics: Mapping[str, float | None]) -> dict[str, float]:
+def _ood_sets(cell: CellResult) -> list[str]:
+    """Its OOD sets, without the groups of them ("near", "far") that a report has means of."""
+    groups = {group for group in ("near", "far") if cell.recipe.get(f"data.ood_{group}")}
+    found = dict.fromkeys(k[4:].rsplit(".", 2)[0] for k in cell.metrics if k.startswith("ood."))
+    return [name for name in found if name not in groups]
+
+
+def _ood_means(cell: CellResult) -> dict[str, float]:
     """Means over the OOD sets; none where a set has no number, so that rows stay comparable."""
     means = {}
     for score in ("entropy", "mutual_information", "max_probability", "energy"):
-        found = [v for k, v in metrics.items() if k.startswith("ood.") and k.endswith(f".{score}.auroc_ood")]
-        values = [v for v in found if v is not None]
-        if values and len(values) == len(found):
+        addresses = [f"ood.{name}.{score}.auroc_ood" for name in _ood_sets(cell)]
+        values = [v for a in addresses if (v := cell.metrics.get(a)) is not None]
+        if values and len(values) == sum(a in cell.metrics for a in addresses):
             means[f"ood_auroc_{score}"] = statistics.fmean(values)
     return means
 
@@ -170,6 +178,17 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
         notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")
     elif len(set(steps.values())) > 1 and same_steps:
         notes.append("Every member takes the same number of optimiser steps (deep_ensemble: one member after another).")
+    return [*notes, *_unswept(cells)]
+
+
+def _unswept(cells: Sequence[CellResult]) -> list[str]:
+    """What rows that do not sweep a key have of it (they all have the same). Settings of methods are each row's own."""
+    keys = dict.fromkeys(key for c in cells for key in c.sweep if not key.startswith("method."))
+    notes = []
+    for key in keys:
+        rows = {c.row: c.recipe.get(key) for c in cells if key not in c.sweep}
+        value = next(iter(rows.values()), None)
+        notes += [f"{key} is {'null' if value is None else value} in what does not sweep it: {', '.join(rows)}."] if rows else []
     return notes
 
 
@@ -196,11 +215,25 @@ def _paired_notes(paired: Mapping[str, Any], rows: Sequence[BenchRow]) -> list[s
     for name, row in paired.get("rows", {}).items():
         both = seeds.get(name, set()) & seeds.get(paired["reference"], set())
         if missing := sorted(both - set(row.get("seeds", both))):
-            of = f"seed{'s' if len(missing) > 1 else ''} {', '.join(map(str, missing))}"
-            notes.append(f"Paired differences of {name} leave {of} out: neither its run nor readable samples of it are at hand.")
+            left = f"Paired differences of {name} leave {_seeds(missing)} out"
+            notes.append(f"{left}: neither its run nor readable samples of it are at hand.")
+    ours = seeds.get(paired.get("reference", ""), set())
+    fewer = [f"{name} ({_seeds(seeds[name] & ours)})" for name in paired.get("rows", {}) if name in seeds and ours - seeds[name]]
+    notes += [f"Paired differences are of fewer seeds than {paired['reference']} has in: {', '.join(fewer)}."] if fewer else []
+    if keys:
+        notes.append(
+            "The intervals of paired differences speak of other test samples for these trained networks, not of other training "
+            "seeds, and are not corrected for the number of rows. A difference beyond its interval whose sign is not that of every "
+            "seed is a tie (seeds disagree)."
+        )
     if any(key.startswith("temperature.") for key in keys):
         notes.append(
             "Paired differences marked 'row temperature-scaled, reference not' compare the row after temperature scaling with "
             f"{paired['reference']} as it is, before temperature scaling."
         )
     return notes
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    numbers = sorted(seeds)
+    return f"seed{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers))}"

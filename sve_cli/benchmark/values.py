@@ -13,6 +13,7 @@ from typing import Any
 from sve_cli.benchmark.documents import checked, damaged, read_document, without_folders
 from sve_cli.errors import SveError
 from sve_cli.json_text import to_json
+from sve_cli.registry import METRICS
 
 CELL_SCHEMA = "sve-bench-cell/1"
 GRID_SCHEMA = "sve-bench-grid/1"
@@ -24,9 +25,10 @@ REFERENCE = "single"  # what costs are relative to
 # Stored grids of one member (older than grids of all members): one search of `single` served these too.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
 TRAINED = ("sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone")
-_HIGHER = ("accuracy", "macro_f1", "auroc_ood", "aupr_ood", "aupr_id")
+BOTH_SCALED = "both_scaled"  # before the key of a paired difference where both sides have their temperature
+_DETECTION = {"auroc": True, "aupr": True, "fpr95": False, "ood_auroc": True}  # by how their keys begin
 _VERDICT = re.compile(r"tie\b.*|[AB] (better|higher)")
-_NEUTRAL = ("entropy_mean", "expected_entropy_mean", "mutual_information_mean", "disagreement")
+_BINS = re.compile(r"(?<=_[wm])\d*$")
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ class CellResult:
         metrics: report address -> value, of the ensemble, its post-hoc rows and every OOD set (not of single members).
         parameters, training: as in the run's report and training.json.
         model, command: without the folders of this machine.
-        sources: content digests of the 'checkpoint' and of the 'test' split; results of older versions have none.
+        sources: content digests of the 'checkpoint' and of the splits 'train', 'validation' and 'test'; results of older versions
+            lack some.
     """
 
     task: str
@@ -164,7 +167,10 @@ def _is_difference(key: str, found: Any) -> bool:
     """Three numbers (NaN: not finite) and a verdict, at an address that can be read."""
     if not isinstance(found, dict) or (key.startswith("ood.") and key.count(".") < 3):
         return False
-    numbers = [found.get(k) for k in ("difference", "low", "high")]
+    by_seed = found.get("by_seed", [])  # documents of before have none
+    if not isinstance(by_seed, list):
+        return False
+    numbers = [*(found.get(k) for k in ("difference", "low", "high")), *by_seed]
     return all(is_number(v) or v != v for v in numbers) and bool(_VERDICT.fullmatch(str(found.get("verdict"))))
 
 
@@ -315,11 +321,13 @@ class BenchTable:
 
 
 def higher_is_better(key: str) -> bool | None:
-    """The direction of a report address; None: no direction."""
+    """The direction of a report address; None: it has none, or none that is known. The number of bins does not matter."""
     stem = key.rpartition(".")[2]
-    if stem.startswith("ood_auroc") or stem in _HIGHER:
-        return True
-    return None if stem in _NEUTRAL else False
+    for start, better in _DETECTION.items():
+        if stem.startswith(f"{start}_"):
+            return better
+    direction = next((METRICS.resolve(name).direction for name in METRICS if _BINS.sub("", name) == _BINS.sub("", stem)), "none")
+    return None if direction == "none" else bool(direction == "higher")
 
 
 def load_cells(folder: Path) -> list[CellResult]:

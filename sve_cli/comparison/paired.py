@@ -87,7 +87,10 @@ def differences(statistics: Sequence[Statistic], strata: Sequence[int], settings
     n, ones_N1 = sum(strata), np.ones((sum(strata), 1))
     found = []
     for statistic, values_R, p_value in zip(statistics, resampled, p_values, strict=True):
-        reference, other = (float(_mean(side, ones_N1)[0]) for side in (statistic.reference, statistic.other))
+        sides = [[float(function(ones_N1)[0]) for function in side] for side in (statistic.reference, statistic.other)]
+        reference, other = (sum(seeds) / len(seeds) for seeds in sides)
+        paired = len(sides[0]) == len(sides[1]) > 1
+        by_seed = tuple(b - a for a, b in zip(*sides, strict=True)) if paired else ()
         difference, error = other - reference, float(values_R.std(ddof=1))
         low, high = centred_interval(values_R, difference, settings.confidence)
         # As the interval says it: a few resamples far away make the standard deviation large, and the interval none wider.
@@ -96,6 +99,7 @@ def differences(statistics: Sequence[Statistic], strata: Sequence[int], settings
             Difference(
                 statistic.key, statistic.metric, statistic.group, statistic.label, statistic.direction, statistic.definition, n,
                 reference, other, difference, low, high, error, p_value, None, n_needed(n, reach, difference),
+                by_seed,
             )
         )  # fmt: skip
     return holm(found)

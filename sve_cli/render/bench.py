@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sve_cli.benchmark import REFERENCE, TRAINED, BenchRow, BenchTable, Spread, higher_is_better
+from sve_cli.benchmark import BOTH_SCALED, REFERENCE, TRAINED, BenchRow, BenchTable, Spread, higher_is_better
 from sve_cli.render import markdown, page
 from sve_cli.render.pareto import Point, front, pareto_svg
 from sve_cli.render.tables import MISSING, Table, format_number
@@ -32,6 +32,7 @@ _ROLES = {
 }  # fmt: skip
 _PLOTS = {"train_time": "Training cost against NLL", "latency_32": "Prediction cost against NLL"}
 _SPACE = "\N{NO-BREAK SPACE}"
+SPLIT = " (seeds disagree)"
 
 
 def render_markdown(table: BenchTable) -> str:
@@ -160,13 +161,14 @@ def paired_table(table: BenchTable) -> Table | None:
             word = verdict(d)
             strong |= {len(rows)} if word != "tie" else set()
             difference, low, high = (_signed(key.rpartition(".")[2], d[k]) for k in ("difference", "low", "high"))
-            rows.append([_metric(key), name, f"{difference} ({low} to {high})", word])
+            rows.append([_metric(key), name, f"{difference} ({low} to {high})", word + (SPLIT if seeds_disagree(d) else "")])
     return Table(["Metric", "Row", f"Row minus {reference}", "Verdict"], rows, frozenset({2}), frozenset(strong))
 
 
 def _metric(key: str) -> str:
     """A report key as people call it: 'ECE % ↓, row temperature-scaled, reference not', 'AUROC % ↑, entropy, digits:ood'."""
-    where = ", row temperature-scaled, reference not" if key.startswith("temperature.") else ""
+    scaled = {"temperature": ", row temperature-scaled, reference not", BOTH_SCALED: ", both temperature-scaled"}
+    where = scaled.get(key.partition(".")[0], "")
     if key.startswith("ood."):
         name, score, _ = key[4:].rsplit(".", 2)
         where = f", {score.replace('_', ' ')}, {name}"
@@ -174,10 +176,16 @@ def _metric(key: str) -> str:
 
 
 def verdict(difference: dict[str, Any]) -> str:
-    """What the paired interval says of the row, which is B there: 'better', 'worse' or 'tie'."""
+    """What the paired interval and the seeds say of the row, which is B there: 'better', 'worse' or 'tie'."""
     side, _, word = str(difference["verdict"]).partition(" ")
     opposite = {"better": "worse", "higher": "lower"}
-    return "tie" if side == "tie" else word if side == "B" else opposite[word]
+    return "tie" if side == "tie" or seeds_disagree(difference) else word if side == "B" else opposite[word]
+
+
+def seeds_disagree(difference: dict[str, Any]) -> bool:
+    """Whether the interval leaves 0 out, but some seed's difference is not on the same side."""
+    beyond = not str(difference["verdict"]).startswith("tie")
+    return beyond and not all(one * difference["difference"] > 0.0 for one in difference.get("by_seed", ()))
 
 
 def _signed(key: str, value: float) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from sve_cli.benchmark import Cell, CellResult, by_size, without_folders
+from sve_cli.benchmark import BOTH_SCALED, Cell, CellResult, by_size, without_folders
 from sve_cli.benchmark.values import check_paired
 from sve_cli.comparison.paired import Settings, differences
 from sve_cli.comparison.samples import TEST, SampleNumbers, SetNumbers, labels_of, numbers_of, paired_rows, view_of
@@ -30,6 +30,7 @@ from sve_cli.workflows.session import Log, Silent, run_recipe
 from sve_cli.workflows.stored import slug, stored_aggregate, stored_posthoc
 
 METRICS = ("accuracy", "nll", "ece_top1", "brier")
+SCALED = METRICS[1:]  # a temperature leaves the accuracy of one network as it is, and that of an ensemble nearly so
 PREFERRED = ("sve", "single")  # the row that others are compared with: the first of these that is there
 BOOTSTRAP = 1000
 SAMPLES = "samples"  # the folder of what is kept
@@ -41,8 +42,9 @@ def paired_differences(study: Study, cells: Sequence[CellResult], log: Log | Non
     The reference is the study's; unless it names one, it is `sve` (in a sweep the row of the smallest value), else `single` (the
     same), else the first row.
     `temperature.` differences compare the temperature-scaled other row with the plain reference: better calibration must hold
-    against that too. A row whose samples cannot be paired with the reference's (another test set) or read is left out with a
-    warning, which `left_out` repeats; `unread`: those of them that are damaged.
+    against that too. In `both_scaled.` differences each side has its own temperature. A row whose samples cannot be paired with the
+    reference's (another test set) or read is left out with a warning, which `left_out` repeats; `unread`: those of them that are
+    damaged.
     """
     rows, unread = _at_hand(study, cells)
     left_out = list(unread)
@@ -141,7 +143,7 @@ def _measured(run: RunDir) -> SampleNumbers:
 
 
 def _differences(references: list[SampleNumbers], others: list[SampleNumbers], settings: Settings) -> dict[str, Difference]:
-    """Others minus references by key, plain and with the others' temperature, and the AUROC of every OOD set that all have."""
+    """Others minus references by key: plain, with the others' temperature, with one on both sides, and the AUROC of OOD sets."""
     systems, names = [*references, *others], side_names(references, others)
     tests = [system.sets[TEST] for system in systems]
     rows = paired_rows(tests, names)
@@ -151,10 +153,14 @@ def _differences(references: list[SampleNumbers], others: list[SampleNumbers], s
         raise SveError("There is no metric that both sides have.", "Compare predictions with labels.")
     ours, theirs = plain[: len(references)], plain[len(references) :]
     found = {d.key: d for d in compare_views(ours, theirs, metrics, settings)}
-    if all(test.scaled is not None for test in tests[len(references) :]):
-        pairs = list(zip(tests, rows, strict=True))[len(references) :]
-        scaled = [view_of(test.scaled or {}, index) for test, index in pairs]
-        found |= {f"temperature.{d.key}": d for d in compare_views(ours, scaled, metrics, settings)}
+    metrics = {name: REGISTERED.resolve(name) for name in _known(SCALED)}
+    scaled = [None if test.scaled is None else view_of(test.scaled, index) for test, index in zip(tests, rows, strict=True)]
+    ours_scaled = [view for view in scaled[: len(references)] if view is not None]
+    theirs_scaled = [view for view in scaled[len(references) :] if view is not None]
+    if len(theirs_scaled) == len(others):
+        found |= {f"temperature.{d.key}": d for d in compare_views(ours, theirs_scaled, metrics, settings)}
+        if len(ours_scaled) == len(references):
+            found |= {f"{BOTH_SCALED}.{d.key}": d for d in compare_views(ours_scaled, theirs_scaled, metrics, settings)}
     for name in systems[0].sets:
         if name == TEST or not all(name in system.sets for system in systems):
             continue  # swept
@@ -175,7 +181,7 @@ def _known(names: Sequence[str]) -> list[str]:
 
 
 def _short(difference: Difference) -> dict[str, Any]:
-    kept = ("reference", "other", "difference", "low", "high", "n")
+    kept = ("reference", "other", "difference", "low", "high", "n", "by_seed")
     return {k: v for k, v in asdict(difference).items() if k in kept} | {"verdict": difference.verdict}
 
 

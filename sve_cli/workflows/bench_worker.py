@@ -186,6 +186,7 @@ def _die_with(watched: Connection) -> None:
 
 def _train(job: Job, log: Log) -> dict[str, Any]:
     """Train, or go on with what an earlier process left; a finished run is only read."""
+    from sve_cli.benchmark import SPLITS
     from sve_cli.report import Report
     from sve_cli.rundir import RunDir, read_json
     from sve_cli.workflows.train import train
@@ -202,7 +203,7 @@ def _train(job: Job, log: Log) -> dict[str, Any]:
     return {
         "metrics": values, "parameters": report.parameters, "training": read_json(run.path / "training.json"),
         "warnings": report.warnings, "environment": lock["environment"], "rows": rows,
-        "sources": {"checkpoint": lock["checkpoint"], "test": lock["data"]["test"]},
+        "sources": {"checkpoint": lock["checkpoint"]} | {k: lock["data"][k] for k in SPLITS if k in lock["data"]},
     }  # fmt: skip
 
 

@@ -141,11 +141,14 @@ def difference(value: float, low: float, high: float, verdict: str) -> dict[str,
 
 
 def test_paired_differences_metric_by_metric_with_the_rows_verdict() -> None:
+    apart = difference(-0.02, -0.03, -0.01, "B better")
     rows = {
         "lora": {"differences": {"nll": difference(0.02, 0.01, 0.03, "A better"),
                                  "ood.a.b:c.entropy.auroc_ood": difference(0.05, 0.01, 0.09, "B better")}},
         "single": {"differences": {"nll": difference(-0.01, -0.03, 0.01, "tie (inside the interval)"),
-                                   "temperature.ece_top1_w15": difference(-0.011, -0.02, -0.005, "B better")}},
+                                   "temperature.ece_top1_w15": difference(-0.011, -0.02, -0.005, "B better"),
+                                   "both_scaled.nll": {**apart, "by_seed": [-0.03, -0.04, 0.01]},
+                                   "both_scaled.brier": {**apart, "by_seed": [-0.03, -0.02, -0.01]}}},
     }  # fmt: skip
     page = table(row("single"), row("lora"), row("sve"), paired={"reference": "sve", "rows": rows})
     shown = dict(sections(page))["Paired differences"]
@@ -154,9 +157,11 @@ def test_paired_differences_metric_by_metric_with_the_rows_verdict() -> None:
         ["NLL ↓", "single", "−0.010 (−0.030 to +0.010)", "tie"],
         ["NLL ↓", "lora", "+0.020 (+0.010 to +0.030)", "worse"],
         ["ECE % ↓, row temperature-scaled, reference not", "single", "−1.1 (−2.0 to −0.5)", "better"],
+        ["NLL ↓, both temperature-scaled", "single", "−0.020 (−0.030 to −0.010)", "tie (seeds disagree)"],
+        ["Brier ↓, both temperature-scaled", "single", "−0.020 (−0.030 to −0.010)", "better"],
         ["AUROC % ↑, entropy, a.b:c", "lora", "+5.0 (+1.0 to +9.0)", "better"],
     ]
-    assert shown.strong == {1, 2, 3}
+    assert shown.strong == {1, 2, 4, 5}
     assert dict(sections(table(row("sve"), paired={"reference": "sve", "rows": {}})))["Paired differences"] is None
 
 

@@ -45,10 +45,10 @@ def paired(study: Study, log: Silent | None = None) -> dict[str, Any]:
 def test_rows_that_cannot_be_paired_are_left_out_with_a_warning(own: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     cells, log = load_cells(own.out), Silent()
     keys = paired(own, log)["rows"]["heads_only"]["differences"]
-    assert {"nll", "temperature.nll", "ood.digits:ood.entropy.auroc_ood"} <= set(keys) and log.lines == []
+    assert {"nll", "temperature.nll", "both_scaled.nll", "ood.digits:ood.entropy.auroc_ood"} <= set(keys) and log.lines == []
     monkeypatch.setattr(bench_paired, "stored_posthoc", lambda evaluation: Posthoc())  # evaluate.temperature: false
     bare = paired(own)["rows"]["heads_only"]["differences"]
-    assert set(bare) == {key for key in keys if not key.startswith("temperature.")}
+    assert set(bare) == {key for key in keys if not key.startswith(("temperature.", "both_scaled."))}
 
     # Seeds that were evaluated with fitted weights are compared with them, each with its own.
     here = [RunDir(own.runs / cell.run) for cell in cells if cell.row == "sve"]
@@ -90,16 +90,24 @@ def test_differences_are_those_of_the_runs_own_predictions(own: Study) -> None:
         d.key: d for d in compare_seeds(*tests, metrics=["accuracy", "nll", "ece_top1_w15", "brier"], bootstrap=20, permutations=0)
     }
     scaled = [
-        posthoc.temperature.apply(p) for p, e in zip(tests[1], sides[1], strict=True) if (posthoc := stored_posthoc(e)).temperature
+        [fitted.apply(p) for p, e in zip(test, side, strict=True) if (fitted := stored_posthoc(e).temperature)]
+        for test, side in zip(tests, sides, strict=True)
     ]
-    expected |= {f"temperature.{d.key}": d for d in compare_seeds(tests[0], scaled, metrics=["nll"], bootstrap=20, permutations=0)}
+    for where, ours in (("temperature", tests[0]), ("both_scaled", scaled[0])):
+        only = compare_seeds(ours, scaled[1], metrics=["nll"], bootstrap=20, permutations=0)
+        expected |= {f"{where}.{d.key}": d for d in only}
     pairs = [list(zip(test, ood, strict=True)) for test, ood in zip(tests, oods, strict=True)]
     expected |= {d.key: d for d in compare_ood(*pairs, scores=["entropy"], bootstrap=20, permutations=0)}
-    assert len(expected) == 6 and found["seeds"] == [0, 1]
+    assert len(expected) == 7 and found["seeds"] == [0, 1]
+    assert not {"temperature.accuracy", "both_scaled.accuracy"} & found["differences"].keys()
     for key, d in expected.items():
         got = found["differences"][key]
         values = (d.reference, d.other, d.difference, d.low, d.high, d.n)
         assert [got[k] for k in ("reference", "other", "difference", "low", "high", "n")] == pytest.approx(values, abs=2e-7), key
+        assert got["by_seed"] == pytest.approx(d.by_seed, abs=2e-7) and sum(d.by_seed) / 2 == pytest.approx(d.difference), key
+    nll = METRICS.resolve("nll")
+    ours, theirs = ([nll.compute(aggregate(p, "probs")) for p in side] for side in tests)
+    assert expected["nll"].by_seed == pytest.approx([b - a for a, b in zip(ours, theirs, strict=True)])
 
 
 def test_differences_outlive_the_runs(own: Study) -> None:

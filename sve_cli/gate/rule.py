@@ -213,13 +213,17 @@ def worst_check(key: str, checks: Sequence[Check]) -> Check:
     Args:
         checks: of one rule, a slice each.
     """
-    chosen = max(checks, key=lambda check: (check.outcome == "fail", _excess(check), _excess(check, seen=True)))
+    severity = ("pass", "warn", "fail").index  # "warn": it was not compared, and may be anything
+    chosen = max(checks, key=lambda check: (severity(check.outcome), _excess(check), _excess(check, seen=True)))
     seen = [check for check in checks if check.detectable is not None]
     blindest = max(seen, key=lambda check: (check.detectable or 0.0) - (check.detect or 0.0)) if seen else chosen
     name = chosen.key if chosen.rule != "condition" else chosen.key.rsplit(" ", 2)[0].strip('"')
-    of = f"The worst of {len(checks)} slices is {name.removeprefix('slice.').rpartition('.')[0]}. " if len(checks) > 1 else ""
+    unseen = [check for check in checks if _excess(check) == -math.inf]
+    first = "One not compared" if chosen in unseen else "The worst"
+    of = f"{first} of {len(checks)} slices is {name.removeprefix('slice.').rpartition('.')[0]}. " if len(checks) > 1 else ""
     failed, blind = sum(check.outcome == "fail" for check in checks), sum(check.blind for check in checks)
     notes = [f"{failed} of {len(checks)} slices fail."] if failed > 1 else []
+    notes += [f"{len(unseen)} of {len(checks)} slices were not compared."] if unseen else []
     notes += [f"{blind} of {len(checks)} slices are too small to show what must not pass unseen."] if blind else []
     return replace(
         chosen, key=key, label=_label(key), sentence=of + chosen.sentence, detectable=blindest.detectable, detect=blindest.detect,

@@ -31,7 +31,16 @@ from sve_cli.statistics import one_blas_thread
 from sve_cli.verdict import Check, Rule, Verdict
 from sve_cli.workflows.compare import ways_of
 from sve_cli.workflows.gate_sides import Judged, Reference, compared_by_default, open_reference, same_classes
-from sve_cli.workflows.gate_slices import is_slice, missing_slice, slice_rows, small_slices, with_ids, worst_addresses
+from sve_cli.workflows.gate_slices import (
+    is_slice,
+    labelled_ids,
+    lost_samples,
+    missing_slice,
+    slice_rows,
+    small_slices,
+    with_ids,
+    worst_addresses,
+)
 
 FEW = 500  # resamples where only a standard error and a bias are asked for
 
@@ -277,6 +286,8 @@ class _Court:
         if test is None:
             return {}
         ids = self._slice_ids(prefix)
+        if part:  # the baseline is cut to the samples that are here, which must not hide those that are not
+            self.notes += lost_samples(reference, labelled_ids(self.judged.test), prefix, self.settings.max_missing)
         if reference.test is not None:
             # A slice is the same samples on both sides, whatever columns the baseline has.
             other = with_ids(reference.test, ids) if part else self._variant(reference.test, reference.temperature, prefix)

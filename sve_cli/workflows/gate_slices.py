@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from sve_cli.errors import SveError
-from sve_cli.metrics.aggregate import Aggregated
+from sve_cli.gate import missing_notes
+from sve_cli.metrics.aggregate import Aggregated, aggregate
 from sve_cli.metrics.slices import SMALLEST, groupings
 from sve_cli.predictions import Predictions
 from sve_cli.report import Report
+from sve_cli.workflows.gate_sides import Reference
 
 PREFIX = "slice."
 WORST = "slice.worst"  # `slice.worst.nll`: of all slices; `slice.worst.domain.nll`: of those of one column
@@ -33,6 +35,32 @@ def with_ids(predictions: Predictions, ids: set[str]) -> Predictions | None:
     """The samples with these ids; None without any."""
     rows = [i for i, sample in enumerate(predictions.ids_N) if sample in ids]
     return predictions.subset(np.array(rows, dtype=np.int64)) if rows else None
+
+
+def labelled_ids(predictions: Predictions) -> set[str]:
+    """The ids of the samples with a label."""
+    return {predictions.ids_N[i] for i in np.flatnonzero(predictions.labels_N >= 0)}
+
+
+def lost_samples(reference: Reference, here: set[str], prefix: str, max_missing: float) -> list[str]:
+    """What the judged side lacks of the baseline's samples, as a whole and, where the baseline has columns, of the slice `prefix`.
+
+    Args:
+        here: ids of the judged side's labelled samples.
+
+    Raises:
+        SveError: more than `max_missing` of them.
+    """
+    if reference.test is None:
+        there = {"the baseline": set(reference.samples.ids_N if reference.samples is not None else ())}
+    else:
+        test = reference.test
+        rows = slice_rows(aggregate(test, reference.aggregate), test).get(prefix, ())
+        there = {"the baseline": labelled_ids(test), f"the baseline ({prefix})": {test.ids_N[i] for i in rows}}
+    notes = []
+    for name, ids in there.items():
+        notes += missing_notes(len(ids & here), {name: len(ids)}, max_missing) if ids else []
+    return notes
 
 
 def worst_addresses(report: Report, key: str) -> list[str]:

@@ -130,6 +130,53 @@ def test_the_worst_slice_says_which_are_too_small(
     assert "city.Oslo has 10 samples, and at least 30 are needed." in said
 
 
+def without(source: Path, out: Path, changed: Callable[[int], bool], how: Callable[[str], str] | None = None) -> Path:
+    """A CSV without the rows of some numbers, or with them changed."""
+    head, *rows = source.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [how(row) if how and changed(i) else row for i, row in enumerate(rows) if how or not changed(i)]
+    out.write_text(head + "".join(kept), encoding="utf-8")
+    return out
+
+
+def test_samples_that_are_gone_are_missed_by_slices_too(
+    gate: Callable[..., list[dict[str, Any]]], sve: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    sve("gate", "baseline", "--predictions", files["old"], "--out", "base.json")
+    one = json.dumps(f"slice.city.{CITIES[1]}.nll")
+    text = f"max_missing: 0.05\ngates: {{{one}: {{slack: 1}}, slice.worst.city.nll: {{slack: 9}}}}"
+    lost: dict[str, tuple[Callable[[int], bool], Callable[[str], str] | None]] = {
+        "rows of another slice": (lambda i: 50 <= i < 200, None), "a whole slice": (lambda i: i < 200, None),
+        "labels": (lambda i: 50 <= i < 200, lambda row: ",".join([row.split(",")[0], "", row.split(",", 2)[2]])),
+    }  # fmt: skip
+    for name, (which, how) in lost.items():
+        new = without(files["new"], tmp_path / "lost.csv", which, how)
+        for baseline in (files["old"], tmp_path / "base.json"):
+            (tmp_path / "g.yaml").write_text(FAST + text, encoding="utf-8")
+            sve("evaluate", "--predictions", new, "--bootstrap", 0, "--gate", "g.yaml", "--baseline", baseline, code=2)
+            assert "samples of the baseline (" in sve.err and "are not on the other side" in sve.err, (name, baseline)
+    # A loss that is small beside the whole set is large in a slice; a baseline with columns shows it.
+    new = without(files["new"], tmp_path / "lost.csv", lambda i: 200 <= i < 225)
+    arguments = ("evaluate", "--predictions", new, "--bootstrap", 0, "--gate", "g.yaml", "--baseline")
+    sve(*arguments, files["new"], code=2)
+    assert f"25 of the 200 samples of the baseline (slice.city.{CITIES[1]}) (12.5 %)" in sve.err
+    sve(*arguments, tmp_path / "base.json")
+    assert "25 of the 610 samples of the baseline are not on the other side" in sve.out + sve.err
+
+
+def test_a_slice_that_the_baseline_does_not_have_is_not_hidden_by_the_others(
+    sve: Any, files: dict[str, Path], tmp_path: Path
+) -> None:
+    old = without(files["old"], tmp_path / "old.csv", lambda i: i < 200)
+    for policy, code in (("warn", 0), ("fail", 3), ("pass", 0)):
+        (tmp_path / "g.yaml").write_text(f"{FAST}on_missing_baseline: {policy}\ngates: {{slice.worst.city.nll: {{slack: 9}}}}")
+        out = sve("evaluate", "--predictions", files["new"], "--bootstrap", 0, "--gate", "g.yaml", "--baseline", old, "--json",
+                  code=code)  # fmt: skip
+        [check] = json.loads(out)["gate"]["checks"]
+        assert check["outcome"] == policy and "1 of 3 slices were not compared." in check["notes"]
+        first = f"One not compared of 3 slices is city.{CITIES[0]}. " if policy != "pass" else "The worst of 3 slices is city."
+        assert check["sentence"].startswith(first)
+
+
 def test_ids_that_repeat_do_not_move_samples_between_slices(sve: Any, tmp_path: Path) -> None:
     rows = [f'{i % 100},{int(i >= 100 or i % 2)},"0.2 0.8",{"AB"[i >= 100]}' for i in range(200)]  # A is right on every second
     (tmp_path / "p.csv").write_text("id,label,probs,half\n" + "\n".join(rows) + "\n")

@@ -199,7 +199,7 @@ def logit_gap(a_NC: np.ndarray, b_NC: np.ndarray, mask_NC: np.ndarray | None) ->
     return float(gap_NC.max()) if np.isfinite(gap_NC).all() else float("inf")
 
 
-def scores(predictions: Predictions) -> dict[str, float]:
-    """Accuracy, NLL and ECE of predictions (members averaged by probability); empty without labels."""
-    view = aggregate(predictions)
+def scores(predictions: Predictions, how: str = "probs") -> dict[str, float]:
+    """Accuracy, NLL and ECE of predictions, members averaged as `how` says; empty without labels."""
+    view = aggregate(predictions, how)
     return {key: metric.compute(view) for key, metric in SCORES.items()} if view.labelled().n else {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from sve_cli.certify.live import Live
 from sve_cli.errors import SveError
-from sve_cli.export.artifact import Artifact
+from sve_cli.export.artifact import Artifact, averaging
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.registry import nearest
 
@@ -61,9 +61,9 @@ def _members(live: Live, of: Callable[[int], np.ndarray]) -> np.ndarray:
     return np.stack([of(m) for m in range(live.ensemble.n_members)])
 
 
-def _mixture(live: Live, logits_MNC: np.ndarray) -> Outputs:
-    """What a whole ensemble in one graph puts out; entropies in nats."""
-    view = aggregate(live.predictions(logits_MNC))
+def _mixture(live: Live, logits_MNC: np.ndarray, artifact: Artifact) -> Outputs:
+    """What a whole ensemble in one graph puts out, averaged as the artifact says; entropies in nats."""
+    view = aggregate(live.predictions(logits_MNC), artifact.facts["aggregate"])
     entropies = {"entropy": view.entropy_N, "mutual_information": view.mutual_information_N}
     return {"logits": logits_MNC, "probabilities": view.probs_NC, **entropies}
 
@@ -115,9 +115,11 @@ CLAIMS: dict[str, Claim] = {
         lambda live, a: {"logits": _members(live, live.base)},
     ),
     "ensemble": Claim(
-        lambda live, a: _mixture(live, _members(live, live.member)),
-        lambda a: "Compared with the whole ensemble: its members' logits, their mean probability, entropy, mutual information.",
-        lambda live, a: _mixture(live, _members(live, live.base)),
+        lambda live, a: _mixture(live, _members(live, live.member), a),
+        lambda a: (
+            f"Compared with the whole ensemble: {averaging(a.facts['aggregate'])}, its entropy, the mutual information, all logits."
+        ),
+        lambda live, a: _mixture(live, _members(live, live.base), a),
     ),
     "live": Claim(
         lambda live, a: live.of(a.live),

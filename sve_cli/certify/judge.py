@@ -22,6 +22,7 @@ from sve_cli.certify.process import Answer, Questions, Reload, in_fresh_process,
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckFailed, SveError
 from sve_cli.export.artifact import Artifact, Target
+from sve_cli.export.card import base_name
 from sve_cli.export.complete import REPORT
 from sve_cli.metrics.aggregate import aggregate
 from sve_cli.predictions import Predictions
@@ -103,7 +104,7 @@ def _judge(artifact: Artifact, answer: Answer, asked: Questions, live: Live, com
         member=artifact.member,
         loads_with=artifact.loads_with,
         claim=claim.sentence(artifact),
-        dataset=live.samples.dataset,
+        dataset=base_name(live.samples.dataset),
         split=live.samples.split,
         gaps=gaps,
         gap_to_base=base_gap,

@@ -31,7 +31,7 @@ def evaluate(
         list[str] | None, typer.Option("--ood", help="An out-of-distribution set: name, path or set:split; repeatable.")
     ] = None,
     aggregate: Annotated[str | None, typer.Option(help="probs, logits or weighted; default: the recipe's.")] = None,
-    bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
+    bins: Annotated[int | None, typer.Option(min=2, max=1000, help="Bins of the calibration errors.")] = None,
     bootstrap: Annotated[int | None, typer.Option(min=0, help="Bootstrap resamples; 0: no intervals.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Predict in batches of this size; default: the recipe's.")] = None,
     vector: Annotated[bool | None, typer.Option(help="Vector scaling: a weight and a bias per class.")] = None,

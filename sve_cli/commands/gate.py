@@ -28,7 +28,7 @@ def baseline(
     predictions: Predictions = None,
     out: Annotated[Path, typer.Option(help="The file to write; commit it.")] = Path("baseline.json"),
     aggregate: Annotated[str | None, typer.Option(help="probs or logits; default: the recipe's.")] = None,
-    bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
+    bins: Annotated[int | None, typer.Option(min=2, max=1000, help="Bins of the calibration errors.")] = None,
     prob_columns: ProbColumns = None,
     as_json: Json = False,
 ) -> None:

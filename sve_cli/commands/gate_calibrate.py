@@ -37,7 +37,7 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help=f"The file to write; default: --gate, else {DEFAULT}.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write over a file that exists.")] = False,
     aggregate: Annotated[str | None, typer.Option(help="probs or logits; default: the recipe's.")] = None,
-    bins: Annotated[int | None, typer.Option(min=2, help="Bins of the calibration errors.")] = None,
+    bins: Annotated[int | None, typer.Option(min=2, max=1000, help="Bins of the calibration errors.")] = None,
     prob_columns: ProbColumns = None,
     as_json: Json = False,
 ) -> None:  # fmt: skip

@@ -50,11 +50,13 @@ class GateOptions:
         """Say what is wrong with them before any work.
 
         Raises:
-            SveError: an output without anything to judge, a condition or a gate file that cannot be read.
+            SveError: an output without anything to judge or that is a folder, a condition or a gate file that cannot be read.
         """
         for option, value in (("--junit", self.junit), ("--summary", self.summary)):
             if value is not None and not self.asked:
                 raise SveError(f"{option} needs something to judge.", "Add --gate FILE, --baseline or --fail-if.")
+            if value is not None and value.is_dir():  # an empty variable of a build is the current folder
+                raise SveError(f"{option} names the folder '{value}'; it writes a file.", "Name a file, or leave it out.")
         if self.fail_if or self.gate is not None:
             from sve_cli.gate import load_gates, parse_condition
 

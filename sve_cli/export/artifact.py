@@ -96,6 +96,13 @@ class Options:
     single: Path | None = None
 
 
+def averaging(how: str) -> str:
+    """An ensemble's probability in words, by its `evaluate.aggregate`."""
+    if how == "logits":
+        return "the softmax of the members' mean logits"
+    return "the mean of the members' probabilities" + ("" if how == "probs" else ", with fitted weights")
+
+
 @dataclass(frozen=True)
 class Source:
     """What an exporter works from.

@@ -19,6 +19,7 @@ from sve_cli.backbone.causal_lm import CausalLM
 from sve_cli.errors import NotExportable, SveError
 from sve_cli.export.artifact import Options, Source
 from sve_cli.registry import nearest
+from sve_cli.statistics import member_weights
 
 ONE = ("logits", "probabilities", "entropy")
 MANY = ("probabilities", "entropy", "mutual_information", "logits")
@@ -44,10 +45,18 @@ class OneNetwork(nn.Module):
 
 
 class ManyNetworks(nn.Module):
-    """Inputs by name -> (mean probability, its entropy, mutual information, logits of every member)."""
+    """Inputs by name -> (the ensemble's probability, its entropy, mutual information, logits of every member).
 
-    def __init__(self, backbone: Backbone, models: Sequence[nn.Module], names: Sequence[str]) -> None:
+    The probability is the evaluated one: the members' mean, with fitted weights where there are some, or (`how` "logits") the
+    softmax of their mean logits. Mutual information is that of the mean probability in any case, see `statistics`.
+    """
+
+    def __init__(self, backbone: Backbone, models: Sequence[nn.Module], names: Sequence[str], how: str = "probs") -> None:
         super().__init__()
+        weights_M = member_weights(how, len(models))
+        equal_M = torch.full((len(models),), 1.0 / len(models))
+        self.register_buffer("weights_M", equal_M if weights_M is None else torch.from_numpy(weights_M).float())
+        self.of_logits = how == "logits"
         self.models = nn.ModuleList(model.eval() for model in models)
         self.read = backbone.logits
         self.names = tuple(names)
@@ -56,11 +65,17 @@ class ManyNetworks(nn.Module):
         named = dict(zip(self.names, inputs, strict=True))
         logits_MBC = torch.stack([self.read(model, named).float() for model in self.models])
         log_probs_MBC = logits_MBC.log_softmax(-1)
-        log_mean_BC = log_probs_MBC.logsumexp(0) - float(torch.tensor(float(len(self.models))).log())
-        mean_BC = log_mean_BC.exp()
-        entropy_B = -(mean_BC * log_mean_BC).sum(-1)
-        expected_B = -(log_probs_MBC.exp() * log_probs_MBC).sum(-1).mean(0)
-        return mean_BC, entropy_B, (entropy_B - expected_B).clamp_min(0.0), logits_MBC
+        weights_M = torch.as_tensor(self.weights_M)
+        log_mean_BC = (log_probs_MBC + weights_M.log()[:, None, None]).logsumexp(0)
+        mean_entropy_B = _entropy(log_mean_BC)
+        expected_B = (weights_M[:, None] * _entropy(log_probs_MBC)).sum(0)
+        log_probs_BC = logits_MBC.mean(0).log_softmax(-1) if self.of_logits else log_mean_BC
+        entropy_B = _entropy(log_probs_BC) if self.of_logits else mean_entropy_B
+        return log_probs_BC.exp(), entropy_B, (mean_entropy_B - expected_B).clamp_min(0.0), logits_MBC
+
+
+def _entropy(log_probs: Tensor) -> Tensor:
+    return -(log_probs.exp() * log_probs).sum(-1)
 
 
 @dataclass(frozen=True)
@@ -127,7 +142,7 @@ def graph(source: Source, plan: Plan) -> Graph:
     names = tuple(example)
     if plan.claim == "ensemble":
         models = [ensemble.member_model(m) for m in range(ensemble.n_members)]
-        module: nn.Module = ManyNetworks(backbone, models, names)
+        module: nn.Module = ManyNetworks(backbone, models, names, source.aggregate)
     else:
         model = ensemble.averaged_model() if plan.member is None else ensemble.member_model(plan.member)
         module = OneNetwork(backbone, model, names, logits_only=letters)

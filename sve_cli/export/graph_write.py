@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sve_cli.backbone.causal_lm import CausalLM
-from sve_cli.export.artifact import Artifact, Source, write_card
+from sve_cli.export.artifact import Artifact, Source, averaging, write_card
 from sve_cli.export.complete import refuse_pickled, require_files
 from sve_cli.export.graph import Graph, Plan, graph, plans
 from sve_cli.export.graph_card import usage
@@ -54,6 +54,8 @@ def _write(source: Source, place: Path, plan: Plan, form: Format) -> Artifact:
     traced = form.trace(found, place / form.file)
     size = sum(p.stat().st_size for p in place.glob(f"{form.file}*"))
     facts = {"graph_of": plan.claim, "bytes": size, **traced, "inputs": list(found.names), "outputs": list(found.outputs)}
+    if plan.claim == "ensemble":
+        facts["aggregate"] = source.aggregate
     versus = VERSUS[plan.claim]
     artifact = Artifact(form.kind, place, plan.member, form.call, plan.claim, "graph", versus=versus, facts=facts)
     describe(source, found, artifact, form.file)
@@ -87,8 +89,8 @@ def what_it_is(source: Source, plan: Plan, size: int) -> str:
     """The card's first sentence."""
     n = source.ensemble.n_members
     of = {
-        "ensemble": f"A whole ensemble of {n} members as one graph, which runs them one after another and puts out their mean "
-        "probability, its entropy and the mutual information (both in nats), and every member's logits",
+        "ensemble": f"A whole ensemble of {n} members as one graph, which runs them one after another and puts out "
+        f"{averaging(source.aggregate)}, its entropy and the mutual information (both in nats), and every member's logits",
         "averaged": f"One network with the mean of the parameters of {n} members as a graph; it is not the ensemble",
         "member": f"Member {plan.member} of an ensemble of {n} as a graph; one member is not the ensemble",
     }[plan.claim]

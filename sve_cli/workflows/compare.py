@@ -171,7 +171,9 @@ def _pair(first: System, other: System, options: Options, step: Callable[[int, s
     rows = compare_predictions(a, b, *how, *resamples, *last)
     step(1, f"{other.name}: metrics")
     if options.scaled:
-        scaled = compare_predictions(_temperature(first).apply(a), _temperature(other).apply(b), *how, *resamples, *last)
+        own = (first.aggregate, other.aggregate)  # a temperature is fitted for one way of averaging
+        ours, theirs = _temperature(first).apply(a), _temperature(other).apply(b)
+        scaled = compare_predictions(ours, theirs, own, *how[1:], *resamples, *last)
         rows += [replace(row, key=f"temperature.{row.key}") for row in scaled]
         step(1, f"{other.name}: after temperature scaling")
     for name in _shared_sets(first, other):
@@ -218,7 +220,8 @@ def _notes(
     if ways_of(first.aggregate, other.aggregate)[1] != other.aggregate:
         kinds = {"probs": "probabilities", "logits": "logits"}
         own, here = kinds[other.aggregate], kinds[without_weights(first.aggregate)]
-        notes.append(f"{other.name} was evaluated on the mean of its members' {own}; here both are on that of their {here}.")
+        but = " After temperature scaling each is on its own, for which its temperature was fitted." if options.scaled else ""
+        notes.append(f"{other.name} was evaluated on the mean of its members' {own}; here both are on that of their {here}.{but}")
     if n < SMALL_SET:
         notes.append(f"Only {n} samples: intervals are wide, and calibration errors are biased upward.")
     have = {row.key for row in rows}

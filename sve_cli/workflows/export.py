@@ -92,7 +92,7 @@ def export(
         FactorStore(),
     )
     prepared = {target: PREPARE[target](session, run, ensemble, wanted) for target in targets if target in PREPARE}
-    results = results_of_run(session, run, ensemble, prepared)
+    results = results_of_run(session, run, ensemble, prepared, source.aggregate)
     return export_and_certify(replace(source, prepared=prepared, results=results), session.task, samples, targets, place, command)
 
 

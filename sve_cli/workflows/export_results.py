@@ -13,6 +13,7 @@ from typing import Any
 from sve_cli.certify.certificate import SCORES, definitions, scores
 from sve_cli.ensemble import Ensemble
 from sve_cli.export import Artifact
+from sve_cli.export.artifact import averaging
 from sve_cli.export.card import base_name
 from sve_cli.export.card_metadata import Results
 from sve_cli.predictions import Predictions
@@ -21,21 +22,22 @@ from sve_cli.workflows.distil_scores import averaged_predictions
 from sve_cli.workflows.session import Session
 from sve_cli.workflows.stored import saved_predictions
 
-MEAN = "The ensemble's row is the mean of its members' probabilities, without a temperature."
-
 
 def results_of_run(
-    session: Session, run: RunDir, ensemble: Ensemble, prepared: Mapping[str, Any]
+    session: Session, run: RunDir, ensemble: Ensemble, prepared: Mapping[str, Any], how: str = "probs"
 ) -> Callable[[Artifact], Results | None]:
     """Artifact -> its scores; None where only its certificate knows some (a member cut or rounded).
 
     An averaged network is run over the whole split once; nothing else is computed.
+
+    Args:
+        how: the evaluation's way of averaging the members.
     """
     test = saved_predictions(run, "test", file_digest(run.path / "ensemble.safetensors"))
     if test is None or not scores(test):
         return lambda artifact: None
     averaged = cache(lambda: scores(averaged_predictions(session, ensemble, "test")))
-    whole = {"ensemble": scores(test)}
+    whole = {"ensemble": scores(test, how)}
 
     def results(artifact: Artifact) -> Results | None:
         claim, member = artifact.claim, artifact.member
@@ -50,7 +52,8 @@ def results_of_run(
             rows = {name: {key: systems[name][key] for key in SCORES} for name in ("distilled", "ensemble")}
         else:
             return None
-        note = MEAN if claim != "live" else "The ensemble's row is at its temperature."
+        way = f"is {averaging(how)}, without a temperature" if claim != "live" else "is at its temperature"
+        note = f"The ensemble's row {way}."
         return Results(base_name(session.recipe.data.name), "test", test.n_samples, rows, definitions(), note)
 
     return results

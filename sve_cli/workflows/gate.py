@@ -102,13 +102,20 @@ def judge_options(
 
 
 def write_verdict(verdict: Verdict, junit: Path | None, summary: Path | None) -> None:
-    """Write the JUnit file, and append to the summary."""
+    """Write the JUnit file, and append to the summary.
+
+    Raises:
+        SveError: one of them cannot be written.
+    """
     if junit is not None:
         write_text(junit, render_junit(verdict))
     if summary is not None:
-        summary.parent.mkdir(parents=True, exist_ok=True)
-        with summary.open("a", encoding="utf-8") as file:
-            file.write(render_markdown(verdict))
+        try:
+            summary.parent.mkdir(parents=True, exist_ok=True)
+            with summary.open("a", encoding="utf-8") as file:
+                file.write(render_markdown(verdict))
+        except OSError as error:
+            raise SveError(f"The summary '{summary}' cannot be written ({error.strerror}).", "Name another file.") from error
 
 
 class _Court:

@@ -19,6 +19,8 @@ from sve_cli.certify import Answer, Questions, Reload, in_fresh_process
 from sve_cli.errors import CheckFailed, NotExportable, SveError
 from sve_cli.export import Artifact, graph, torch_export
 from sve_cli.export.graph_write import check_files, export_graphs
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.predictions import Predictions
 
 Make = Callable[..., Any]
 
@@ -28,7 +30,8 @@ def onnx_installed() -> None:
         pytest.importorskip(package, reason=f"{package} is not installed (pip install 'sve-cli[onnx]')")
 
 
-def test_the_outputs_of_an_ensemble_are_its_definition() -> None:
+@pytest.mark.parametrize("how", ["probs", "logits", "weighted:0.6,0,0.4"])
+def test_the_outputs_of_an_ensemble_are_its_definition(how: str) -> None:
     class Backbone:
         @staticmethod
         def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -37,13 +40,20 @@ def test_the_outputs_of_an_ensemble_are_its_definition() -> None:
     torch.manual_seed(0)
     members = [torch.nn.Linear(4, 3) for _ in range(3)]
     x = torch.randn(5, 4)
-    mean, entropy, mutual, logits = graph.ManyNetworks(Backbone(), members, ["x"])(x)  # type: ignore[arg-type]
+    found, entropy, mutual, logits = graph.ManyNetworks(Backbone(), members, ["x"], how)(x)  # type: ignore[arg-type]
+    weights_M = torch.tensor([0.6, 0.0, 0.4] if how.startswith("weighted") else [1 / 3] * 3)
     p_MBC = torch.stack([m(x).softmax(-1) for m in members])
-    torch.testing.assert_close(mean, p_MBC.mean(0))
-    torch.testing.assert_close(entropy, torch.distributions.Categorical(p_MBC.mean(0)).entropy())
-    expected = torch.distributions.Categorical(p_MBC).entropy().mean(0)
-    torch.testing.assert_close(mutual, torch.distributions.Categorical(p_MBC.mean(0)).entropy() - expected)
+    mean_BC = torch.einsum("m,mbc->bc", weights_M, p_MBC)
+    wanted_BC = torch.stack([m(x) for m in members]).mean(0).softmax(-1) if how == "logits" else mean_BC
+    torch.testing.assert_close(found, wanted_BC)
+    torch.testing.assert_close(entropy, torch.distributions.Categorical(wanted_BC).entropy())
+    expected_B = weights_M @ torch.distributions.Categorical(p_MBC).entropy()
+    torch.testing.assert_close(mutual, torch.distributions.Categorical(mean_BC).entropy() - expected_B)
     assert logits.shape == (3, 5, 3)
+    samples = Predictions(logits.detach().numpy(), np.zeros(5, dtype=np.int64), list("vwxyz"), list("abc"), "d", "test")
+    view = aggregate(samples, how)  # what an evaluation and the certificate compute
+    np.testing.assert_allclose(found.detach(), view.probs_NC, atol=1e-6)
+    np.testing.assert_allclose(mutual.detach(), view.mutual_information_N, atol=1e-6)
 
 
 @pytest.mark.slow

@@ -16,8 +16,12 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sve_cli.errors import SveError
+from sve_cli.metrics.aggregate import aggregate
+from sve_cli.posthoc.temperature import fit_temperature
 from sve_cli.predictions import Predictions
+from sve_cli.registry import METRICS
 from sve_cli.rundir import seal
+from sve_cli.workflows.compare import Options, System, compare
 
 QUICK = ["--bootstrap", "100", "--permutations", "100"]
 
@@ -251,3 +255,22 @@ def test_files_without_ids_and_with_a_column_for_each_class(sve: Any, tmp_path: 
     sve.check_refuses("compare", "one.npz", "two.csv", saying="--prob-columns")
     sve.check_refuses("compare", "one.npz", "x.txt", saying="There is neither a run nor a predictions file at 'x.txt'")
     sve.check_refuses("members", "two.csv", *wide[:2], saying="one member")
+
+
+def test_a_temperature_is_used_with_the_averaging_it_was_fitted_for() -> None:
+    rng = np.random.default_rng(7)
+    labels_N = rng.integers(4, size=800)
+    logits_MNC = rng.normal(size=(3, 800, 4)) * 3
+    logits_MNC[:, np.arange(800), labels_N] += 3
+    test = Predictions(logits_MNC.astype(np.float32), labels_N, [str(i) for i in range(800)], list("abcd"), "d", "test")
+    ways = {"A": "logits", "B": "probs"}
+    sides = [System(name, test, temperature=fit_temperature(test, how), aggregate=how) for name, how in ways.items()]
+    options = Options(metrics=("nll",), bootstrap=20, permutations=0, scaled=True)
+    for one, other in (sides, sides[::-1]):
+        [pair] = compare([one, other], options).pairs
+        scaled = {row.key: row for row in pair.differences}["temperature.nll"]
+        for side, value in ((one, scaled.reference), (other, scaled.other)):
+            assert side.temperature is not None
+            expected = METRICS.resolve("nll").compute(aggregate(side.temperature.apply(test), side.aggregate))
+            assert value == pytest.approx(expected)
+        assert "After temperature scaling each is on its own" in " ".join(pair.notes)

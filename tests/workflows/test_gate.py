@@ -59,6 +59,17 @@ def test_a_csv_from_elsewhere_is_gated(sve: Any, tmp_path: Path) -> None:
     assert not failed["gate"]["passed"] and failed["report"]["n"] == 400
 
 
+def test_outputs_that_cannot_be_written_are_said_in_a_sentence(sve: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    arguments = ("evaluate", "--predictions", write(tmp_path / "p.csv"), "--fail-if", "nll > 99", "--bootstrap", 0)
+    for option in ("--summary", "--junit"):
+        for folder in ("", ".", tmp_path):
+            sve.check_refuses(*arguments, option, folder, saying=f"{option} names the folder")
+    sve(*arguments, "--summary", tmp_path / "file" / "x", code=2)
+    assert f"The summary '{tmp_path / 'file' / 'x'}' cannot be written" in sve.err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_kinds_of_baseline(sve: Any, tmp_path: Path) -> None:
     old, worse = write(tmp_path / "old.csv"), write(tmp_path / "worse.csv", scale=6.0)
     report = tmp_path / "report.json"

@@ -33,7 +33,7 @@ def open_predictions(path: Path, prob_columns: Sequence[str] = ()) -> tuple[Pred
         SveError: it cannot be read.
     """
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".parquet") else path
-    own = stem.with_name(stem.name + ".safetensors").is_file() and not prob_columns
+    own = bool(stem.name) and stem.with_name(stem.name + ".safetensors").is_file() and not prob_columns
     if own or path.suffix not in SUFFIXES:
         return Predictions.load(stem), []
     return read_foreign(path, prob_columns)
@@ -65,10 +65,15 @@ def read_foreign(path: Path, prob_columns: Sequence[str] = ()) -> tuple[Predicti
 
 def _from_npz(path: Path) -> tuple[Predictions, list[str]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise ValueError("it is one array, not an archive of arrays")
+        with archive:
+            found = {name: archive[name] for name in archive.files}
+    # RuntimeError: an archive with a password, or packed in a way that is not known.
+    except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
+    arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}  # other files come as bytes
     kinds = [kind for kind in KINDS if kind in arrays]
     if len(kinds) != 1 or "labels" not in arrays:
         raise DataError(f"'{path}' holds {', '.join(sorted(arrays)) or 'nothing'}.", HINT)
@@ -81,7 +86,7 @@ def _from_npz(path: Path) -> tuple[Predictions, list[str]]:
 
 
 def _from_table(path: Path, prob_columns: Sequence[str]) -> tuple[Predictions, list[str]]:
-    columns = _columns(path)
+    columns = _columns(path, {"label", "id", *KINDS, *prob_columns})
     if "label" not in columns:
         raise DataError(f"'{path}' has no column 'label'.", f"Its columns: {', '.join(columns) or 'none'}.")
     if prob_columns:
@@ -106,18 +111,23 @@ def _from_table(path: Path, prob_columns: Sequence[str]) -> tuple[Predictions, l
     return _predictions(path, kind, values, columns["label"], names or None, ids, slices)
 
 
-def _columns(path: Path) -> dict[str, list[object]]:
+def _columns(path: Path, used: set[str]) -> dict[str, list[object]]:
+    """The columns of a table; none of the `used` may be there twice."""
     import pyarrow as pa
     import pyarrow.csv as pa_csv
     import pyarrow.parquet as pq
 
     try:
-        as_text = pa_csv.ConvertOptions(column_types={"label": pa.string()})  # a name may look like a number
+        # A name or an id may look like a number: 00007 is not 7.
+        as_text = pa_csv.ConvertOptions(column_types={"label": pa.string(), "id": pa.string()})
         table = pq.read_table(path) if path.suffix == ".parquet" else pa_csv.read_csv(path, convert_options=as_text)
     except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
     if not table.num_rows:
         raise DataError(f"'{path}' has no rows.", HINT)
+    names = table.column_names
+    if twice := [name for name in names if names.count(name) > 1 and name in used]:
+        raise DataError(f"'{path}' has {names.count(twice[0])} columns '{twice[0]}'.", "Rename or remove all but one.")
     return {name: table.column(i).to_pylist() for i, name in enumerate(table.column_names)}
 
 

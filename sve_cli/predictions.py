@@ -17,6 +17,7 @@ from sve_cli.filemode import as_usual
 
 UNKNOWN_LABEL = -1
 OPTIONAL = ("mask_NC", "soft_labels_NC", "features_MNF")
+OWN = "column:"  # before the name of a further column that is called as one of the table's own
 AGAIN = "Make the predictions again: sve evaluate RUN."
 
 
@@ -114,7 +115,8 @@ class Predictions:
         # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
         save_file(arrays, _beside(stem, ".safetensors"), metadata={"meta": json.dumps(meta, sort_keys=True)})
         as_usual(_beside(stem, ".safetensors"))
-        table: dict[str, Any] = {"id": self.ids_N, "label": self.labels_N, **self.columns}
+        columns = {_stored_name(name): values for name, values in self.columns.items()}
+        table: dict[str, Any] = {"id": self.ids_N, "label": self.labels_N, **columns}
         pq.write_table(pa.table(table), _beside(stem, ".parquet"))
 
     @staticmethod
@@ -153,10 +155,17 @@ class Predictions:
             raise SveError(f"'{stem}' is damaged: its files have no {error}.", AGAIN) from error
         except (pa.ArrowException, OSError) as error:
             raise SveError(f"'{table_path}' is damaged ({error}).", AGAIN) from error
-        columns = {name: ["" if v is None else str(v) for v in values] for name, values in table.items()}
+        columns = {name.removeprefix(OWN): ["" if v is None else str(v) for v in values] for name, values in table.items()}
         return Predictions(ids_N=ids, columns=columns, **found, **meant)
 
 
+def _stored_name(column: str) -> str:
+    """What a column is called in the table beside `id` and `label`, which the samples' own are called."""
+    return OWN + column if column in ("id", "label") or column.startswith(OWN) else column
+
+
 def _beside(stem: Path, suffix: str) -> Path:
+    if not stem.name:  # '.', also where nothing was written
+        raise SveError(f"'{stem}' is a folder, not predictions.", "Name the file.")
     # Not with_suffix: what follows a dot in the name is part of the name.
     return stem.with_name(stem.name + suffix)

@@ -48,8 +48,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path that becomes `path` when the block ends without an error, and vanishes otherwise.
 
     Raises:
-        SveError: the disk refuses.
+        SveError: the path is a folder's, or the disk refuses.
     """
+    if not path.name or os.path.isdir(path):
+        raise SveError(f"'{path}' is a folder, and a file is to be written.", "Name a file.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ LAYERS = [
     {"ensemble", "diversity", "certified"},
     {"linear_forms", "factors", "backbone", "rundir", "foreign"},
     {"recipe", "predictions", "report", "benchmark", "findings", "verdict", "shift", "statistics", "samples"},
-    {"registry", "errors", "json_text", "allocator", "filemode"},
+    {"registry", "errors", "json_text", "allocator", "filemode", "hub"},
 ]
 DEPTH = {room: depth for depth, rooms in enumerate(LAYERS) for room in rooms}
 

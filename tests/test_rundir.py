@@ -52,6 +52,16 @@ def test_a_refusing_disk_is_a_sentence(tmp_path: Path) -> None:
         read_json(tmp_path / "broken.json")
 
 
+@pytest.mark.parametrize("place", ["", ".", "..", "/", "folder"])
+def test_a_folder_is_not_written_as_a_file(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    path = tmp_path / "folder" if place == "folder" else Path(place)
+    with pytest.raises(SveError, match="is a folder, and a file is to be written") as found:
+        write_text(path, "x")
+    assert found.value.exit_code == 2 and [p.name for p in tmp_path.rglob("*")] == ["folder"]
+
+
 def test_a_seal_notices_every_change(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 0, complete=False)
     with pytest.raises(SveError, match="not complete.*--resume"):

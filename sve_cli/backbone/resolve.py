@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -33,13 +34,14 @@ def locate(spec: ModelSpec) -> Location:
     name = spec.name
     forced_timm = name.startswith("timm:") or spec.source == "timm"
     name = name.removeprefix("timm:")
-    if "@" in name and Path(name.partition("@")[2]).expanduser().is_file():
-        architecture, _, file = name.partition("@")
-        return _bare_file(architecture, Path(file).expanduser())
-    path = Path(name).expanduser()
-    if path.is_dir():
+    # os.path, not pathlib: that fails where a home is nobody's or a name is too long to be a file's.
+    architecture, at, file = name.partition("@")
+    if at and os.path.isfile(file := os.path.expanduser(file)):
+        return _bare_file(architecture, Path(file))
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return _folder(path, spec)
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(
             f"'{path}' is a single file, and a file does not say which architecture it belongs to.",
             f"Write model.name as 'timm:ARCHITECTURE@{path}', or name the folder that holds config.json too.",

@@ -133,7 +133,7 @@ def read_ids(raw: RawSplit) -> tuple[list[str], bool]:
     fallback = [f"{raw.split}-{row}" for row in range(raw.table.num_rows)]
     if "id" not in raw.table.column_names:
         return fallback, False
-    ids = ["" if v is None else str(v) for v in raw.table.column("id").to_pylist()]
+    ids = ["" if v is None else str(v) for v in raw.column("id", "").to_pylist()]
     return (ids, False) if len(set(ids)) == len(ids) and "" not in ids else (fallback, True)
 
 
@@ -174,13 +174,18 @@ def read_soft_labels(raw: RawSplit, names: list[str], classes: list[str]) -> np.
     """
     if SOFT_LABELS not in raw.table.column_names or any(c not in names for c in classes):
         return None
-    rows = raw.table.column(SOFT_LABELS).to_pylist()
-    if any(row is None or len(row) != len(names) for row in rows):
+    rows = raw.column(SOFT_LABELS, "").to_pylist()
+    try:
+        fits = all(isinstance(row, list) and len(row) == len(names) for row in rows)
+        given_NC = np.asarray(rows if fits else [], dtype=np.float64).reshape(-1, len(names))
+    except (ValueError, TypeError):  # lists of something else
+        fits = False
+    if not fits or not (np.isfinite(given_NC) & (given_NC >= 0)).all():
         raise DataError(
-            f"Column '{SOFT_LABELS}' of '{raw.where}' must hold one number for each of the {len(names)} classes.",
+            f"Column '{SOFT_LABELS}' of '{raw.where}' must hold one number, at least 0, for each of the {len(names)} classes.",
             "Rename the column if it is something else.",
         )
-    soft_NC = np.asarray(rows, dtype=np.float64).reshape(len(rows), len(names))[:, [names.index(c) for c in classes]]
+    soft_NC = given_NC[:, [names.index(c) for c in classes]]
     total_N1 = soft_NC.sum(axis=1, keepdims=True)
     even = np.full_like(soft_NC, 1.0 / len(classes))
     return np.divide(soft_NC, total_N1, out=even, where=total_N1 > 0).astype(np.float32)

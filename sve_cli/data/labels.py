@@ -13,6 +13,7 @@ from sve_cli.errors import DataError
 from sve_cli.predictions import UNKNOWN_LABEL
 from sve_cli.registry import nearest
 
+LARGEST = int(np.iinfo(np.int64).max)
 MOST_CLASSES = 100_000  # a larger whole number is an id or a measurement, not a class
 
 
@@ -31,7 +32,8 @@ def coded_labels(raw: RawSplit, column: str) -> tuple[np.ndarray, list[str]]:
         highest = int(codes_N.max(initial=UNKNOWN_LABEL))
         limit = MOST_CLASSES if names is None else len(names)
         if codes_N.min(initial=0) < UNKNOWN_LABEL or highest >= limit:
-            bad = highest if highest >= limit else int(codes_N.min())
+            known = [int(v) for v in values.to_pylist() if v is not None]  # as they are stored
+            bad = max(known) if highest >= limit else min(known)
             raise DataError(
                 f"Label {bad} in column '{column}' of '{raw.where}' is not a class index (0 … {limit - 1}, or -1 for unknown).",
                 "Name the label column under data.label; regression is not supported.",
@@ -51,8 +53,11 @@ def coded_labels(raw: RawSplit, column: str) -> tuple[np.ndarray, list[str]]:
 
 
 def _whole_numbers(values: pa.ChunkedArray) -> np.ndarray:
-    """int64, -1 for null. Through Python: arrow's own conversion imports pandas, which takes half a second."""
-    return np.array([UNKNOWN_LABEL if v is None else v for v in values.to_pylist()], dtype=np.int64)
+    """int64, -1 for null. Through Python: arrow's own conversion imports pandas, which takes half a second.
+
+    What int64 cannot hold (arrow has uint64 too) becomes its largest number, which is no class either.
+    """
+    return np.array([UNKNOWN_LABEL if v is None else min(v, LARGEST) for v in values.to_pylist()], dtype=np.int64)
 
 
 def chosen_classes(names: list[str], wanted: list[str] | None, where: str) -> list[str]:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import replace
-from pathlib import Path
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 
 from sve_cli.data.columns import option_keys, read_ids, read_inputs, read_slices, read_soft_labels
 from sve_cli.data.labels import choice_labels, chosen_classes, coded_labels, mapped_labels, strangers
-from sve_cli.data.sources import Source, open_source, place_of, split_name
+from sve_cli.data.sources import Source, local_path, local_splits, open_source, split_name
 from sve_cli.data.tables import RawSplit
 from sve_cli.errors import DataError
 from sve_cli.predictions import UNKNOWN_LABEL
@@ -76,7 +76,7 @@ def load_samples(
     Raises:
         DataError: the set, the split or the input column does not exist.
     """
-    if name == HELD_OUT and not Path(name).exists():
+    if name == HELD_OUT and local_path(name) is None:
         return _held_out(spec, modality)
     dataset, split = split_name(name)
     same = dataset == spec.name
@@ -170,22 +170,29 @@ def _stratified(labels_N: np.ndarray, count: int, seed: int, purpose: str) -> np
 
 def _check_splits(spec: DataSpec, source: Source) -> None:
     named = [s for s in (spec.splits.train, spec.splits.validation, spec.splits.test) if s is not None]
-    places = [_place(split, spec, source) for split in named]
-    twice = next((split for split, place in zip(named, places, strict=True) if places.count(place) > 1), None)
-    if twice is not None:
+    rows = [_read_from(split, spec, source) for split in named]
+    same = [(first, again) for (i, first), (j, again) in combinations(enumerate(named), 2) if rows[i] & rows[j]]
+    if same:
+        first, again = same[0]
         raise DataError(
-            f"data.splits uses '{twice}' twice: what is trained or tuned on cannot judge the result.",
+            f"data.splits uses '{first}' twice{f' (also as {again!r})' if again != first else ''}: "
+            "what is trained or tuned on cannot judge the result.",
             f"Set data.splits.validation: null to hold out part of train. '{source.name}' has {', '.join(source.splits)}.",
         )
 
 
-def _place(split: str, spec: DataSpec, source: Source) -> tuple[str, str | None]:
-    """Where a split's rows lie, the same however it is written: 'train' and 'set:train', './a.csv' and '/here/a.csv'."""
-    own = place_of(spec.name)[0]
+def _read_from(split: str, spec: DataSpec, source: Source) -> set[str]:
+    """The files of a split, the same however it is written: 'train' and 'set:train', './set/train.csv' and '/here/set/train.csv'.
+
+    Of sets that are not local, the set and its split.
+    """
     bare = split.removeprefix(f"{spec.name}:")
-    if bare in source.splits:
-        return own, None if source.unsplit else bare
-    return place_of(bare)
+    if bare not in source.splits and not _exists(split, source):
+        return {split}
+    name, inner = (spec.name, bare) if bare in source.splits else split_name(split)
+    stored = local_splits(name)
+    files = stored.get(inner or min(stored, default=""), [])
+    return {str(path.resolve()) for path in files} or {f"{name}:{inner}"}
 
 
 def _holds_out(spec: DataSpec, source: Source) -> bool:
@@ -222,7 +229,8 @@ def _read_split(source: Source, split: str, spec: DataSpec, role: str) -> RawSpl
     """A split of the source, or a file or 'set:split' named in its place; a file that is no split is the split of its role."""
     key = f"data.splits.{role}"
     if split in source.splits:
-        return source.read(split, key)
+        raw = source.read(split, key)
+        return replace(raw, split=role) if source.unsplit else raw
     name, inner = split_name(split)
     other = open_source(name, spec)
     raw = other.read(inner if inner is not None else other.splits[0], key)

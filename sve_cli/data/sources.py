@@ -45,9 +45,15 @@ class Source:
         )
 
 
+def local_path(name: str) -> Path | None:
+    """The path that a name is, with ~ read as the home; None where nothing is there, or where no path can be called so."""
+    path = os.path.expanduser(name)  # pathlib's own fails where the home is nobody's, and its `exists` where a name is too long
+    return Path(path) if os.path.exists(path) else None
+
+
 def split_name(name: str) -> tuple[str, str | None]:
     """'set:split' -> (set, split); a path that exists, or a name without a split, -> (name, None)."""
-    if Path(name).expanduser().exists() or ":" not in name:
+    if ":" not in name or local_path(name) is not None:
         return name, None
     dataset, _, split = name.rpartition(":")
     return dataset, split
@@ -56,8 +62,22 @@ def split_name(name: str) -> tuple[str, str | None]:
 def place_of(name: str) -> tuple[str, str | None]:
     """'set:split' as `split_name` gives it, a path that exists as the one absolute path of its file or folder."""
     dataset, split = split_name(name)
-    path = Path(dataset).expanduser()
-    return (str(path.resolve()) if path.exists() else dataset), split
+    path = local_path(dataset)
+    return (dataset if path is None else str(path.resolve())), split
+
+
+def local_splits(name: str) -> dict[str, list[Path]]:
+    """split -> what it is read from: its files, or its one folder of images; {} for built-in sets and those of the hub.
+
+    Raises:
+        DataError: two files of a folder claim to be the same split.
+    """
+    place = _found_at(name)
+    if place is None:
+        return {}
+    if place.is_file():
+        return {"train": [place]}
+    return _split_tables(place) or {split: [folder] for split, folder in _split_folders(place).items()}
 
 
 def local_state(name: str) -> str:
@@ -65,8 +85,8 @@ def local_state(name: str) -> str:
 
     Whether predictions made under this name are still of these samples.
     """
-    place = Path(split_name(name)[0]).expanduser()
-    if not place.exists():
+    place = local_path(split_name(name)[0])
+    if place is None:
         return ""
     files = sorted(p for p in place.rglob("*") if p.is_file()) if place.is_dir() else [place]
     facts = [(str(p.resolve()), (found := p.stat()).st_size, found.st_mtime_ns) for p in files]
@@ -79,21 +99,30 @@ def open_source(name: str, spec: DataSpec, config: str | None = None, revision: 
     Raises:
         DataError: nothing of that name exists, or what exists holds no data.
     """
-    path = Path(name).expanduser()
-    if path.exists():
+    path = _found_at(name)
+    if path is not None:
         return _from_path(name, path, spec)
-    if path.suffix in TABLE_SUFFIXES or name.startswith((".", "/", "~")):
+    if _only_a_path(name):
         raise DataError(f"There is no file or folder '{name}'.", f"Paths start at the current folder, {Path.cwd()}.")
-    if name in BUILTIN_DATA:
-        return _from_package(name)
-    folder = os.environ.get("SVE_DATA_DIR")
-    if folder and (Path(folder) / name).is_dir():
-        return _from_path(name, Path(folder) / name, spec)
-    return _from_hub(name, config, revision)
+    return _from_package(name) if name in BUILTIN_DATA else _from_hub(name, config, revision)
+
+
+def _only_a_path(name: str) -> bool:
+    return Path(name).suffix in TABLE_SUFFIXES or name.startswith((".", "/", "~"))
+
+
+def _found_at(name: str) -> Path | None:
+    """Where a set's files lie: a path, or else a folder of $SVE_DATA_DIR; None for built-in sets and those of the hub."""
+    path, home = local_path(name), os.environ.get("SVE_DATA_DIR")
+    if path is not None or not home or not name or _only_a_path(name) or name in BUILTIN_DATA:
+        return path
+    folder = os.path.join(home, name)
+    return Path(folder) if os.path.isdir(folder) else None
 
 
 def _from_path(name: str, path: Path, spec: DataSpec) -> Source:
-    strings = tuple(c for c in (spec.text, spec.text_pair, spec.question, spec.choices, "context", "id", *spec.slices) if c)
+    strings = tuple(c for c in (spec.text, spec.text_pair, spec.question, spec.choices, "context", "id") if c)
+    strings += tuple(c for c in spec.slices if c != spec.label)  # labels are read as labels, also where they are a slice as well
 
     def read(split: str, paths: list[Path]) -> RawSplit:
         return _read_files(name, split, paths, strings, spec.label)
@@ -102,9 +131,7 @@ def _from_path(name: str, path: Path, spec: DataSpec) -> Source:
         if path.suffix not in TABLE_SUFFIXES:
             raise DataError(f"'{path}' is not a {', '.join(TABLE_SUFFIXES)} file.", "Convert it, or name a folder.")
         return Source(name, ["train"], lambda split: read(split, [path]), unsplit=True)
-    files = _split_files(path)
-    if not files and (path / "data").is_dir():
-        files = _split_files(path / "data")
+    files = _split_tables(path)
     if files:
         return Source(name, sorted(files), lambda split: read(split, files[split]))
     folders = _split_folders(path)
@@ -116,6 +143,12 @@ def _from_path(name: str, path: Path, spec: DataSpec) -> Source:
         f"Folder '{path}' holds no data.",
         "It must hold <split>.parquet (or csv, tsv, jsonl, json), or images as <split>/<class>/*.png or <class>/*.png.",
     )
+
+
+def _split_tables(folder: Path) -> dict[str, list[Path]]:
+    """split -> its files: those of the folder itself, else of its `data`."""
+    inner = folder / "data"
+    return _split_files(folder) or (_split_files(inner) if inner.is_dir() else {})
 
 
 def _split_files(folder: Path) -> dict[str, list[Path]]:

@@ -121,10 +121,43 @@ def _read_csv(path: Path, string_columns: tuple[str, ...], label: str) -> pa.Tab
         parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     )
+    if path.suffix == ".tsv":
+        _check_unmerged(table, path)
     if label in string_columns or table.column_names.count(label) != 1:
         return table
     place = table.column_names.index(label)
     return table.set_column(place, label, _numbers_or_text(table.column(place)))
+
+
+def _check_unmerged(table: pa.Table, path: Path) -> None:
+    """Refuse a tsv file where a quotation mark that begins a cell may have taken rows into it: many such files quote nothing.
+
+    Rows of several columns that are merged leave their tabs in cells; with one column a cell of two lines may be two rows.
+
+    Raises:
+        DataError: there is such a cell.
+    """
+    import pyarrow.compute as pc
+
+    names = table.column_names
+    texts = [(name, column) for name, column in zip(names, table.columns, strict=True) if _is_text(column.type)]
+    rows = [(name, pc.index(pc.match_substring_regex(cells, "[\r\n]"), True).as_py()) for name, cells in texts]
+    broken = [(row + 2, f"column '{name[:80]}'") for name, row in rows if row >= 0]  # the header is line 1
+    if any(end in name for name in names for end in "\r\n"):
+        broken = [(1, "the header")]
+    elif table.num_columns > 1 and not any(pc.any(pc.match_substring(cells, "\t")).as_py() for _, cells in texts):
+        return
+    if broken:
+        line, where = min(broken)
+        raise DataError(
+            f"A cell of '{path}' goes over the end of its line (line {line}, {where}): a quotation mark at its beginning takes in "
+            "all rows up to the next one.",
+            "Remove the quotation mark or the line break, or write the file as .jsonl, which cannot be misread.",
+        )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind))
 
 
 def _numbers_or_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
@@ -170,6 +203,28 @@ def read_image_folder(folder: Path, image_column: str, label_column: str) -> pa.
     """`<class>/*.png` as a table of paths (relative to `folder`) and class names; without class folders, of paths alone."""
     classes = sorted(p for p in folder.iterdir() if p.is_dir() and image_files(p))
     if not classes:
-        return pa.table({image_column: [path.name for path in image_files(folder)]})
-    found = [(f"{path.parent.name}/{path.name}", path.parent.name) for c in classes for path in image_files(c)]
-    return pa.table({image_column: [path for path, _ in found], label_column: [name for _, name in found]})
+        return pa.table({image_column: [stored_path(path, folder) for path in image_files(folder)]})
+    found = [path for c in classes for path in image_files(c)]
+    paths, labels = [stored_path(path, folder) for path in found], [path.parent.name for path in found]
+    return pa.table({image_column: paths, label_column: labels})
+
+
+def read_every_image(folder: Path, image_column: str) -> pa.Table:
+    """The images directly inside a folder and inside its subfolders, as a table of paths (relative to `folder`)."""
+    inner = sorted(p for p in folder.iterdir() if p.is_dir())
+    found = [path for place in (folder, *inner) for path in image_files(place)]
+    return pa.table({image_column: pa.array([stored_path(path, folder) for path in found], pa.string())})
+
+
+def stored_path(path: Path, folder: Path) -> str:
+    """A file's path from a folder on, for a table.
+
+    Raises:
+        DataError: it is no text, so no table could hold it.
+    """
+    name = path.relative_to(folder).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"The file name {str(path)!a} is not UTF-8.", "Rename the file.") from error
+    return name

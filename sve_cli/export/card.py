@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def base_name(name: str) -> str:
     architecture, at, file = bare.partition("@")
     if at:  # timm: ARCHITECTURE@weights
         return f"{library}{architecture}@{Path(file).name}"
-    return library + Path(bare).name if Path(bare).expanduser().exists() else name
+    return library + Path(bare).name if os.path.exists(os.path.expanduser(bare)) else name
 
 
 def usage(backbone: Backbone) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass, replace
@@ -39,8 +40,8 @@ def load_recipe(path_or_name: str, overrides: Sequence[str] = ()) -> LoadedRecip
         RecipeError: everything that is wrong with it.
     """
     path = Path(path_or_name)
-    if not path.is_file():
-        if path.is_dir() and (path.suffix or len(path.parts) > 1):
+    if not os.path.isfile(path):  # pathlib's own fails where a name is too long
+        if os.path.isdir(path) and (path.suffix or len(path.parts) > 1):
             raise SveError(f"'{path_or_name}' is a folder, not a recipe file.", "Name the .yaml file in it.")
         path = recipe_path(path_or_name)
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import overload
@@ -15,8 +16,8 @@ from sve_cli.errors import DataError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # modes of more than 8 bits a channel
-
-
+# What Pillow raises of damaged files, by where it stumbles over them: a broken PNG is a SyntaxError or a ValueError.
+DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error)
 ImageItem = bytes | Path | np.ndarray
 
 
@@ -70,7 +71,7 @@ class LazyImages(Sequence[ImageItem]):
             return value
         try:
             return np.asarray(value, dtype=np.uint8)
-        except (OverflowError, ValueError) as error:
+        except (OverflowError, ValueError, TypeError) as error:  # TypeError: a pixel is missing
             raise DataError(f"The pixels of row {row} are not whole numbers from 0 to 255 ({error}).", "Mend the row.") from error
 
 
@@ -103,7 +104,8 @@ def decode_image(item: ImageItem) -> Image.Image:
         DataError: the item is not an image that can be read.
     """
     if isinstance(item, np.ndarray):
-        if item.dtype != np.uint8 or item.ndim not in (2, 3) or (item.ndim == 3 and item.shape[2] not in (1, 3, 4)):
+        shaped = item.ndim == 2 or (item.ndim == 3 and item.shape[2] in (1, 3, 4))
+        if item.dtype != np.uint8 or not shaped or not item.size:
             raise DataError(
                 f"An image array must be uint8 of shape (H, W) or (H, W, 1, 3 or 4), not {item.dtype} {item.shape}.",
                 "Convert the images to PNG, or to uint8 with the channels last.",
@@ -116,6 +118,6 @@ def decode_image(item: ImageItem) -> Image.Image:
                     f"An image has more than 8 bits a channel (mode {image.mode}).", "Scale the images to 8 bits, as PNG or JPEG."
                 )
             return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:  # SyntaxError: a broken PNG
+    except (UnidentifiedImageError, Image.DecompressionBombError, *DAMAGE) as error:
         what = f"{len(item)} bytes" if isinstance(item, bytes) else f"'{item}'"
         raise DataError(f"Cannot read an image ({what}): {error}.", "Replace the file or remove its row.") from error

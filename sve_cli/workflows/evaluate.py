@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sve_cli.data.sources import local_splits, split_name
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
@@ -360,11 +361,15 @@ def checkpoint_recipe(model: str, data: str, task: str | None, overrides: Sequen
 
     if task is None:
         task = "image_classification" if locate(ModelSpec(name=model)).library == "timm" else "text_classification"
-    name, _, split = data.partition(":")
+    name, split = split_name(data)
+    if not split:
+        stored = list(local_splits(name))
+        split = stored[0] if len(stored) == 1 else "test"  # a file, or a folder of images, is one split
     values: dict[str, Any] = {
         "model": {"name": model}, "data": {"name": name}, "task": {"name": task}, "method": {"name": "heads_only", "members": 1},
     }  # fmt: skip
-    values["data"]["splits"] = {"validation": None, "test": split or "test"}  # only the test split is read
+    # Only the test split is read, and of a training split the classes; without one, those of the test split.
+    values["data"]["splits"] = {"train": "-" if split == "train" else "train", "validation": None, "test": split}
     return resolve_dict(values, "command line", overrides)
 
 

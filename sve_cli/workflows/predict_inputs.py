@@ -13,7 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from sve_cli.data.columns import as_choices, read_ids, read_inputs
-from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
+from sve_cli.data.sources import local_path
+from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, read_every_image, read_table, stored_path
 from sve_cli.errors import DataError, SveError
 from sve_cli.predictions import UNKNOWN_LABEL
 from sve_cli.recipe import Recipe
@@ -67,12 +68,11 @@ def read_given(recipe: Recipe, source: str | None, texts: Sequence[str]) -> Give
         raise SveError("Name what to predict: a file, a folder, or --text.", "Either INPUT or --text, not both.")
     if texts and (modality != "text" or spec.text_pair):
         raise SveError("--text is for single texts, and this run reads something else.", f"Give {_files(spec, modality)}.")
-    path = Path(source or ".").expanduser()
-    raw = RawSplit("text", "input", pa.table({spec.text: list(texts)}), "--text") if texts else _open(spec, path, modality)
+    raw = _literal(spec, texts) if source is None else _open(spec, source, modality)
     _require_columns(raw, spec, modality)
     ids, renamed = read_ids(raw)
-    if modality == "image" and source is not None and path.suffix not in TABLE_SUFFIXES:
-        paths = [str(value) for value in raw.table.column(spec.image).to_pylist()]
+    if modality == "image" and source is not None and Path(source).suffix not in TABLE_SUFFIXES:
+        paths = [str(value) for value in raw.column(spec.image, "").to_pylist()]
         ids = paths if len(set(paths)) == len(paths) else ids
     errors = dict(_row_errors(raw, spec, modality, ids))
     good = pa.array([name not in errors for name in ids], pa.bool_())
@@ -126,10 +126,18 @@ def _require_columns(raw: RawSplit, spec: DataSpec, modality: str) -> None:
         raise DataError(f"'{raw.where}' has no rows.", "Write one input a row.")
 
 
-def _open(spec: DataSpec, path: Path, modality: str) -> RawSplit:
-    if not path.exists():
+def _literal(spec: DataSpec, texts: Sequence[str]) -> RawSplit:
+    try:
+        return RawSplit("text", "input", pa.table({spec.text: list(texts)}), "--text")
+    except UnicodeEncodeError as error:
+        raise DataError("A text behind --text is not UTF-8.", "Write it to a UTF-8 file, and name the file.") from error
+
+
+def _open(spec: DataSpec, source: str, modality: str) -> RawSplit:
+    path = local_path(source)
+    if path is None:
         hint = "A text itself goes behind --text." if modality == "text" else f"Paths start at the current folder, {Path.cwd()}."
-        raise DataError(f"There is no file or folder '{path}'.", hint)
+        raise DataError(f"There is no file or folder '{source}'.", hint)
     if path.is_file() and not path.stat().st_size:
         raise DataError(f"'{path}' is empty.", f"Give {_files(spec, modality)}.")
     if path.is_file() and path.suffix in TABLE_SUFFIXES:
@@ -139,10 +147,11 @@ def _open(spec: DataSpec, path: Path, modality: str) -> RawSplit:
     if path.is_file() and path.suffix == LINES and len(_columns(spec, modality)) == 1:
         return RawSplit(path.name, "input", pa.table({_columns(spec, modality)[0]: _lines(path)}), str(path), path.parent)
     if modality == "image" and path.is_file() and path.suffix.lower() in SUFFIXES:
-        return RawSplit(path.name, "input", pa.table({spec.image: [path.name]}), str(path), path.parent)
+        return RawSplit(path.name, "input", pa.table({spec.image: [stored_path(path, path.parent)]}), str(path), path.parent)
     if modality == "image" and path.is_dir():
-        if image_files(path) or any(image_files(p) for p in path.iterdir() if p.is_dir()):
-            return RawSplit(path.name, "input", read_image_folder(path, spec.image, spec.label), str(path), path)
+        table = read_every_image(path, spec.image)
+        if table.num_rows:
+            return RawSplit(path.name, "input", table, str(path), path)
         raise DataError(f"'{path}' holds no images.", f"Images end in {', '.join(SUFFIXES)}.")
     kind = "a folder" if path.is_dir() else f"a {path.suffix} file" if path.suffix else "a file without an ending"
     raise DataError(f"'{path}' is {kind}, which this run cannot read.", f"Give {_files(spec, modality)}.")
@@ -150,9 +159,10 @@ def _open(spec: DataSpec, path: Path, modality: str) -> RawSplit:
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would end lines inside texts too: at U+2028 or U+0085
     except (OSError, ValueError) as error:  # ValueError: another encoding
         raise DataError(f"Cannot read '{path}': {error}.", "Save it as UTF-8 text.") from error
+    return lines if lines[-1] else lines[:-1]
 
 
 def _row_errors(raw: RawSplit, spec: DataSpec, modality: str, ids: list[str]) -> list[tuple[str, str]]:
@@ -162,11 +172,11 @@ def _row_errors(raw: RawSplit, spec: DataSpec, modality: str, ids: list[str]) ->
         checks = {name: _no_text for name in _columns(spec, modality)}
     elif modality == "multiple_choice":
         checks = {spec.question: _no_text, spec.choices: _no_choices}
-    elif pa.types.is_string(raw.table.schema.field(spec.image).type) or raw.table.column(spec.image).null_count:
+    elif pa.types.is_string((images := raw.column(spec.image, "")).type) or images.null_count:
         checks = {spec.image: lambda value: _no_image(value, raw.root)}
     found: dict[str, str] = {}
     for column, check in checks.items():
-        for name, value in zip(ids, raw.table.column(column).to_pylist(), strict=True):
+        for name, value in zip(ids, raw.column(column, "").to_pylist(), strict=True):
             if (error := check(value)) and name not in found:
                 found[name] = error if len(checks) == 1 else f"{error} (column '{column}')"
     return [(name, found[name]) for name in ids if name in found]

@@ -5,6 +5,7 @@ Shapes: M members, N inputs, C classes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -201,7 +202,7 @@ def load(
     """
     log = log or Silent()
     where = torch.device(device) if device is not None else default_device()
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     if (folder / "recipe.yaml").is_file():
         return open_run(RunDir.open(folder), log, where, base)
     if not folder.exists() and str(path).count("/") == 1 and not str(path).startswith((".", "/", "~")):

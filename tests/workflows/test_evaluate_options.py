@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from sve_cli.data import load_data
 from sve_cli.data.digits import load_digits
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.vector import fit_vector
@@ -156,3 +157,35 @@ def test_sets_that_are_the_runs_own(name: str, own: bool, tmp_path: Path, monkey
     local = load_recipe("quickstart", ["data.name=a", "data.splits.validation=./b.csv"]).recipe
     recipe = local if name.startswith("HERE") else digits
     assert bool(session.own_data(recipe, [name.replace("HERE", str(tmp_path))])) == own
+
+
+@pytest.mark.parametrize(
+    ("data", "name", "rows"),
+    [
+        ("str/test.csv", "str/test.csv", ["t0", "t1"]), ("str", "str", ["t0", "t1"]), ("str:train", "str", ["r0", "r1", "r2"]),
+        ("a:b", "a:b", ["t0", "t1"]), ("a:b:train", "a:b", ["r0", "r1", "r2"]), ("one", "one", ["o0", "o1"]),
+        ("str/train.csv", "str/train.csv", ["r0", "r1", "r2"]),
+    ],
+)  # fmt: skip
+def test_what_a_checkpoint_is_scored_on(
+    data: str, name: str, rows: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file, a folder, one with a colon in its name, and a split of either; all classes, also where the rows lack one."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("str", "a:b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "train.csv").write_text("text,label\nr0,no\nr1,yes\nr2,so\n")
+        (tmp_path / folder / "test.csv").write_text("text,label\nt0,no\nt1,yes\n")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "dev.csv").write_text("text,label\no0,no\no1,yes\n")
+    recipe = workflow.checkpoint_recipe("m", data, "text_classification", [])
+    test = load_data(recipe.data, "text", recipe.seed, need=("test",)).test
+    assert test is not None and recipe.data.name == name and list(test.inputs["text"]) == rows
+    assert test.split == "test" or ":train" in data or name == "one", "a file is no split of anything"
+    assert len(test.classes) == (2 if name in ("str/test.csv", "one") else 3)
+
+
+def test_names_of_sets_that_are_not_local_are_read_as_before() -> None:
+    for data, name, split in (("digits", "digits", "test"), ("digits:train", "digits", "train"), ("u/set:dev", "u/set", "dev")):
+        recipe = workflow.checkpoint_recipe("m", data, "image_classification", [])
+        assert (recipe.data.name, recipe.data.splits.test) == (name, split)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,57 @@ def test_what_cannot_be_read(tmp_path: Path, task: str, name: str, content: str 
     with pytest.raises(SveError) as found:
         read_given(recipe(task), str(path), ())
     assert saying in found.value.message and hint in found.value.hint, (found.value.message, found.value.hint)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_line_ends_end_lines(tmp_path: Path, end: str) -> None:
+    texts = ["one\u2028two", "three\u0085four", "five\fsix\v\x1cseven", "", "last"]
+    for last in ("", end):
+        (tmp_path / "t.txt").write_bytes((end.join(texts) + last).encode())
+        given = read_given(recipe("text_classification"), str(tmp_path / "t.txt"), ())
+        assert given.ids == [f"input-{i}" for i in range(5)] and list(given.errors) == ["input-3"]
+        assert list(given.samples.inputs["text"]) == [text for text in texts if text]
+
+
+def test_every_image_of_a_folder_is_taken(tmp_path: Path) -> None:
+    names = ["0.png", "1.png", "2.PNG", "thumbs/0.png", "thumbs/x.jpg"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    given = read_given(recipe("image_classification"), str(tmp_path), ())
+    assert given.ids == given.samples.ids_N == names and given.errors == {}
+    assert [path for path in given.samples.inputs["image"]] == [tmp_path / name for name in names]
+
+
+@pytest.mark.parametrize(
+    ("task", "column"), [("text_classification", "text"), ("image_classification", "image"), ("multiple_choice", "choices")]
+)
+@pytest.mark.parametrize("twice", ["id", ""])
+def test_a_column_that_is_there_twice(tmp_path: Path, task: str, column: str, twice: str) -> None:
+    header, name = ["id", "question", column], twice or column
+    (tmp_path / "t.csv").write_text(",".join([*header, name]) + "\na,b,c,d\n")
+    with pytest.raises(DataError, match=f"has 2 columns '{name}'"):
+        read_given(recipe(task), str(tmp_path / "t.csv"), ())
+
+
+@pytest.mark.parametrize("source", ["~nobody-at-all/x", "x" * 300, ""])
+def test_a_source_that_no_file_can_be(source: str) -> None:
+    with pytest.raises(DataError) as found:
+        read_given(recipe("text_classification"), source, ())
+    assert found.value.message == f"There is no file or folder '{source}'." and "--text" in found.value.hint
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    broken = os.fsdecode(b"\xff")
+    with pytest.raises(DataError, match="behind --text is not UTF-8"):
+        read_given(recipe("text_classification"), None, ["fine", broken])
+    try:
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{broken}.png")
+    except OSError:
+        return  # this file system takes UTF-8 names only
+    for source in (tmp_path, tmp_path / f"{broken}.png"):
+        with pytest.raises(DataError, match="file name .* is not UTF-8"):
+            read_given(recipe("image_classification"), str(source), ())
 
 
 def test_a_folder_is_for_images(tmp_path: Path) -> None:

@@ -89,12 +89,26 @@ class CausalLM(TransformersBackbone):
         return AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
 
 
+def check_pooling(spec: ModelSpec) -> None:
+    """Refuse a pooling that is not what a causal language model does.
+
+    Raises:
+        CheckpointError: `model.pooling` is cls or mean.
+    """
+    if spec.pooling in ("cls", "mean"):
+        raise CheckpointError(
+            f"model.pooling is '{spec.pooling}', but multiple choice reads the last token.",
+            "Remove model.pooling, or write native.",
+        )
+
+
 def load_causal_lm(location: Location, spec: ModelSpec) -> CausalLM:
     """Open a causal language model.
 
     Raises:
-        CheckpointError: not found, not reachable, pickled weights only, or no causal LM.
+        CheckpointError: not found, not reachable, pickled weights only, no causal LM, or another pooling is asked for.
     """
+    check_pooling(spec)
     arguments: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     name = str(location.path) if location.path else location.name
     try:

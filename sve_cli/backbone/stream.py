@@ -11,10 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from sve_cli.backbone.base import Backbone, replace_module
 from sve_cli.backbone.linears import LinearView, canonical
 from sve_cli.backbone.resolve import Location, locate
-from sve_cli.backbone.targets import select_targets
-from sve_cli.errors import CheckpointError
+from sve_cli.errors import CheckpointError, SveError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
 Layer = tuple[str, tuple[int, int], Callable[[], Tensor]]
@@ -23,22 +23,24 @@ Layer = tuple[str, tuple[int, int], Callable[[], Tensor]]
 def stream_targets(spec: ModelSpec, method: MethodSpec, task_name: str) -> list[Layer]:
     """(name, (O, I), load) per targeted layer; `load` reads that one weight as float32 (O, I).
 
-    A local folder is streamed; anything else is opened as a whole first (the library downloads it).
+    They are those that training works on. A local folder is streamed; anything else is opened as a whole first (the library
+    downloads it), and so is a network that cannot be built without its weights.
 
     Raises:
         CheckpointError: the checkpoint cannot be opened.
+        SveError: see `select_targets`.
     """
     location = locate(spec)
     files = {} if location.path is None or spec.random_init else _tensor_files(location.path)
-    if files and location.path is not None:
-        skeleton = _skeleton(location, task_name)
-        views = select_targets(skeleton, method)
+    skeleton = _skeleton(location, spec, task_name) if files else None
+    if skeleton is not None:
+        views = skeleton.targets(method)
         keys = [_key(view.name, files) for view in views]
         if all(keys):
             return [_streamed(view, files[key], key) for view, key in zip(views, keys, strict=True) if key]
     from sve_cli.backbone import load_backbone
 
-    views = load_backbone(spec, task_name).targets(method)
+    views = load_backbone(spec, "image_classification" if location.library == "timm" else task_name).targets(method)
     return [_opened(view) for view in views]
 
 
@@ -87,16 +89,39 @@ def _key(layer: str, files: dict[str, Path]) -> str | None:
     return longer[0] if len(longer) == 1 else None
 
 
-def _skeleton(location: Location, task_name: str) -> nn.Module:
-    """The network's structure on the meta device: names and shapes, no weights."""
-    assert location.path is not None
-    with torch.device("meta"):
-        if location.library == "timm":
-            import timm
+def _skeleton(location: Location, spec: ModelSpec, task_name: str) -> Backbone | None:
+    """The checkpoint as the task opens it, on the meta device: names and shapes, no weights, no tokenizer.
 
-            return timm.create_model(f"local-dir:{location.path}", pretrained=False)
-        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    None: it cannot be built so. Opening it as a whole then succeeds, or says in a sentence why not.
+    """
+    try:
+        with torch.device("meta"):
+            if location.library == "timm":
+                from sve_cli.backbone.timm_backbone import load_timm
 
-        config = AutoConfig.from_pretrained(location.path)
-        auto: Any = AutoModelForCausalLM if task_name == "multiple_choice" else AutoModel
-        return auto.from_config(config)
+                return load_timm(location, spec, build_only=True)
+            return _text_skeleton(location, spec, task_name)
+    except (SveError, OSError, ValueError, ImportError, RuntimeError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _text_skeleton(location: Location, spec: ModelSpec, task_name: str) -> Backbone:
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from sve_cli.backbone import causal_lm
+    from sve_cli.backbone import transformers_backbone as texts
+
+    config = AutoConfig.from_pretrained(str(location.path), trust_remote_code=spec.trust_remote_code)
+
+    def built(auto: Any) -> Any:
+        return auto.from_config(config, trust_remote_code=spec.trust_remote_code, **texts.attention_of(spec))
+
+    if task_name == "multiple_choice":
+        causal_lm.check_pooling(spec)
+        return causal_lm.CausalLM(built(AutoModelForCausalLM), spec, None, None)
+    if spec.pooling in texts.POOLED:
+        return texts.PooledEncoder(built(AutoModel), spec, None, None)
+    network = built(AutoModelForSequenceClassification)
+    head_name, _ = texts.final_linear(network, spec)
+    replace_module(network, head_name, nn.Identity())
+    return texts.SequenceClassifier(network, spec, None, None, head_name)

@@ -27,7 +27,7 @@ def block_of(name: str) -> str | None:
 
 
 def select_targets(network: nn.Module, spec: MethodSpec) -> list[LinearView]:
-    """The targeted layers in network order; tied modules once.
+    """The targeted layers in network order; tied modules once. `auto` is every matrix in a network without repeated blocks.
 
     Raises:
         CheckpointError: a layer asked for is not supported, or nothing is left.
@@ -78,9 +78,11 @@ def _narrowed(names: list[str], modules: dict[str, nn.Module], spec: MethodSpec)
 
 
 def _auto(modules: dict[str, nn.Module], inside_mha: set[str]) -> list[str]:
-    """The linear layers of the blocks; the convolutions of the blocks where there is none."""
-    matrices = [n for n, m in modules.items() if view_of(n, m) is not None]
-    usable = [n for n in matrices if block_of(n) and not _ROUTER.search(n) and n not in inside_mha]
+    """The linear layers of the blocks; their convolutions where there is none; without blocks, every matrix."""
+    usable = [n for n, m in modules.items() if view_of(n, m) and not _ROUTER.search(n) and n not in inside_mha]
+    if not any(block_of(n) for n, m in modules.items() if view_of(n, m) or unsupported_reason(m)):  # VGG, DenseNet, Inception
+        return usable
+    usable = [n for n in usable if block_of(n)]
     linear = [n for n in usable if not isinstance(modules[n], nn.Conv2d)]
     return linear or usable
 
@@ -92,8 +94,8 @@ def _is_attention(name: str, auto: list[str]) -> bool:
     (`attn_block.mlp.fc1`). Without such a component, it does when it is a query, key or value layer, or the output layer
     beside one.
     """
-    block = block_of(name) or ""
-    path = name[len(block) + 1 :].split(".")
+    block = block_of(name)
+    path = name[len(block) + 1 if block else 0 :].split(".")
     for part in reversed(path):
         if part.lower() in _MLP:
             return False

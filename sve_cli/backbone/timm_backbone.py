@@ -5,6 +5,7 @@ Shapes: B batch, C classes, F features.
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
+from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from sve_cli.backbone.base import Backbone, Head, Inputs
@@ -124,28 +126,67 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
         extra["img_size"] = spec.image_size
     if spec.pooling in POOLING:
         extra["global_pool"] = POOLING[spec.pooling]
-        if (folder_config.get("architecture") or location.name).startswith("vit_"):
-            extra["fc_norm"] = False  # keep the checkpoint's own final norm, wherever its tokens are pooled
     elif spec.pooling == "last":
         raise CheckpointError("model.pooling: 'last' makes no sense for images.", "Use native, cls or mean.")
-    name = f"local-dir:{location.path}" if location.path else location.name
+    name = _library_name(location, spec)
     pretrained = not spec.random_init and not build_only and location.file is None
     if spec.random_init:
         torch.manual_seed(0)  # the same random network every time, so that a run can be resumed and evaluated
     try:
+        if spec.pooling in POOLING:
+            extra |= _own_norm(name)
         network = timm.create_model(name, pretrained=pretrained, **extra)
         if location.file is not None and not build_only:
             network.load_state_dict(load_file(location.file))
     except (RuntimeError, OSError, SafetensorError, TypeError, ValueError, KeyError, AssertionError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise CheckpointError(
-            f"timm cannot open '{spec.name}': {first}",
+            f"timm cannot open '{spec.name}': {_first_lines(error)}",
             "Check the name (timm.list_models), or name a local folder with config.json and weights.",
         ) from error
     classes = folder_config.get("label_names") or _labels_of(network)
     head = None if spec.random_init else _own_head(network, classes)
     args = {**folder_config.get("model_args", {}), **extra}
     return TimmBackbone(network, spec, head, args)
+
+
+def _library_name(location: Location, spec: ModelSpec) -> str:
+    """What timm is asked for, with the revision in it.
+
+    Raises:
+        CheckpointError: the recipe asks for a revision or for an attention implementation that timm cannot be told.
+    """
+    if spec.attention != "auto":
+        raise CheckpointError(
+            f"model.attention is '{spec.attention}', but timm networks choose their attention themselves.",
+            "Remove model.attention.",
+        )
+    name = location.name if location.path is None else f"local-dir:{location.path}"
+    if spec.revision is None:
+        return name
+    if not name.startswith(("hf-hub:", "hf_hub:")) or "@" in name:
+        raise CheckpointError(
+            f"model.revision is '{spec.revision}', but '{spec.name}' is not a hub id that a revision can be asked of.",
+            "Write model.name: hf-hub:ORGANISATION/NAME, or remove model.revision.",
+        )
+    return f"{name}@{spec.revision}"
+
+
+def _own_norm(name: str) -> dict[str, bool]:
+    """The argument that keeps the checkpoint's own final norm where it is, wherever the tokens of a vision transformer are pooled.
+
+    Left to itself, timm puts it behind the pooling where that is a mean, and in front of it elsewhere.
+    """
+    with torch.device("meta"):
+        network = timm.create_model(name, pretrained=False)
+    known = VisionTransformer if isinstance(network, VisionTransformer) else type(network)  # some subclasses only pass arguments on
+    keys = [key for key in ("fc_norm", "use_fc_norm") if key in inspect.signature(known).parameters]
+    return {keys[0]: not isinstance(network.fc_norm, nn.Identity)} if keys else {}
+
+
+def _first_lines(error: Exception) -> str:
+    """What an error says, as one line: of weights that do not fit, the names of some follow the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (" ".join(lines[:3]) or type(error).__name__)[:300]
 
 
 def _own_head(network: nn.Module, classes: list[str] | None) -> Head | None:

@@ -22,6 +22,8 @@ from sve_cli.backbone.weights import Writing, save_transformers
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
 
+POOLED = ("cls", "mean", "last")  # what `model.pooling` may be where the encoder is opened without the library's classifier
+
 
 class TransformersBackbone(Backbone):
     """What the transformers backbones share: tokenizer, folder writing."""
@@ -48,7 +50,13 @@ class TransformersBackbone(Backbone):
         """Longest input in tokens that the tokenizer and the network take."""
         positions = getattr(self.network.config, "max_position_embeddings", None)
         own = int(self.tokenizer.model_max_length)
-        return min(own, positions) if isinstance(positions, int) and positions > 0 else own  # XLNet says -1: without limit
+        if not isinstance(positions, int) or positions <= 0:  # XLNet says -1: without limit
+            return own
+        return min(own, positions - _unused_positions(self.network))
+
+    def pads_left(self) -> bool:
+        """Whether texts are padded on the left, because the classifier reads the last position, padded or not."""
+        return False
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         config: Any = copy.deepcopy(self.network.config)
@@ -65,6 +73,12 @@ class TransformersBackbone(Backbone):
         tokenizer = copy.deepcopy(self.tokenizer)
         tokenizer.model_max_length = self.max_length()  # so that `truncation=True` alone cuts inputs where training did
         tokenizer.save_pretrained(folder)
+
+
+def _unused_positions(network: nn.Module) -> int:
+    """Position embeddings that no token has: RoBERTa and its kin number positions from the padding's index + 1."""
+    found = (m.padding_idx for n, m in network.named_modules() if n.endswith("position_embeddings") and isinstance(m, nn.Embedding))
+    return max((index + 1 for index in found if index is not None), default=0)
 
 
 def _name_classes(config: Any, classes: list[str]) -> None:
@@ -84,6 +98,11 @@ class SequenceClassifier(TransformersBackbone):
 
     def features(self, network: nn.Module, inputs: Inputs) -> Tensor:
         return network(**inputs).logits  # the head is an Identity
+
+    def pads_left(self) -> bool:
+        # XLNet, whose tokenizer pads so: with padding behind the text, the features would be those of the padding.
+        last = getattr(self.network.config, "summary_type", None) == "last"
+        return bool(last and self.tokenizer.padding_side == "left")
 
     def with_head(self, network: nn.Module, head: Head) -> nn.Module:
         replace_module(network, self.head_name, _linear(head))
@@ -227,7 +246,7 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     try:
         config = AutoConfig.from_pretrained(name, **arguments)
         tokenizer = load_tokenizer(name, spec)
-        if spec.pooling in ("cls", "mean", "last"):
+        if spec.pooling in POOLED:
             network = _open(AutoModel, name, spec, config, arguments)[0]
             own = read_dense_head(location.path) if location.path else None
             return PooledEncoder(network, spec, own, tokenizer)

@@ -5,8 +5,8 @@ Shapes: M members, N rows, O out, I in, R rank.
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +18,6 @@ from sve_cli.recipe.spec import MethodSpec
 
 Biases = Literal["member", "shared", "frozen"]
 BIASES = "What trains of the biases of target layers: each member its own, one for all members, or nothing."
-
-
-def idle_choices(params: Any) -> list[str]:
-    """The choices of `method.params` that are set, but beside the others change nothing; each with the reason."""
-    reasons: dict[str, str] = {}
-    if getattr(params, "biases", "member") != "member":
-        reasons["bias_init"] = f"no member has biases of its own (biases: {params.biases})"
-    if getattr(params, "form", "auto") in ("factored", "residual"):
-        reasons["sigma_grad_tokens"] = f"these products take all tokens (form: {params.form})"
-    if getattr(params, "rank_start", None) is None:
-        reasons["widen_over"] = "nothing widens (rank_start: null)"
-    given = {f.name for f in fields(params) if getattr(params, f.name) != f.default}
-    return [f"method.params.{name} is without effect: {reason}." for name, reason in reasons.items() if name in given]
 
 
 def pick(stacked: Tensor, members: tuple[int, ...]) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: M members, D normalised width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,13 @@ class MemberNorm(nn.Module):
             target.bias = nn.Parameter(pick(self.bias_MD), requires_grad=False)
 
 
-def swap_norms(network: nn.Module, context: MemberContext, n_members: int) -> dict[str, MemberNorm]:
+def swap_norms(
+    network: nn.Module, context: MemberContext, n_members: int, blocks: Collection[str] | None = None
+) -> dict[str, MemberNorm]:
     """Replace the norms inside the repeated blocks; returns them by name.
+
+    Args:
+        blocks: only the norms of these; None: of all.
 
     Raises:
         CheckpointError: a norm does not scale by its weight (so that a member's weight cannot be put in its place).
@@ -67,13 +72,10 @@ def swap_norms(network: nn.Module, context: MemberContext, n_members: int) -> di
         if id(module) in made:
             replace_module(network, name, made[id(module)])
             continue
-        weight = getattr(module, "weight", None)
-        if (
-            "Norm" not in type(module).__name__
-            or "Batch" in type(module).__name__
-            or not isinstance(weight, Tensor)
-            or not block_of(name + ".")
-        ):
+        weight, block = getattr(module, "weight", None), block_of(name + ".")
+        if "Norm" not in type(module).__name__ or "Batch" in type(module).__name__ or not isinstance(weight, Tensor):
+            continue
+        if block is None or (blocks is not None and block not in blocks):
             continue
         if weight.ndim != 1 or not _scales_by_weight(module, weight):
             raise CheckpointError(
@@ -90,9 +92,13 @@ def _scales_by_weight(module: nn.Module, weight: Tensor) -> bool:
     original = module.weight
     bias = getattr(module, "bias", None)
     shift = 0.0 if bias is None else bias.detach()
-    with torch.no_grad():
-        before = module(x) - shift
-        module.weight = nn.Parameter(torch.ones_like(weight), requires_grad=False)
-        unit = module(x) - shift
+    try:
+        with torch.no_grad():
+            before = module(x) - shift
+            module.weight = nn.Parameter(torch.ones_like(weight), requires_grad=False)
+            unit = module(x) - shift
+    except (RuntimeError, IndexError, ValueError):  # it puts the channels elsewhere: LayerNorm2d, GroupNorm
+        return False
+    finally:
         module.weight = original
     return bool(torch.allclose(before, unit * weight, atol=1e-5))

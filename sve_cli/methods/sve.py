@@ -13,8 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sve_cli import linear_forms
-from sve_cli.backbone import Backbone, LinearView
-from sve_cli.ensemble import Ensemble, FactorSource, MemberContext, ParameterGroup, TaskView, keyed_generator, swap_linears
+from sve_cli.backbone import Backbone, LinearView, block_of
+from sve_cli.ensemble import (
+    Ensemble,
+    FactorSource,
+    MemberContext,
+    MemberLinear,
+    ParameterGroup,
+    TaskView,
+    keyed_generator,
+    swap_linears,
+)
 from sve_cli.errors import SveError
 from sve_cli.factors import Factors, in_out
 from sve_cli.methods.matrix import BIASES, Biases, MatrixEnsemble, MatrixLinear, pick
@@ -40,7 +49,10 @@ class Params:
     member_batches: Literal["independent", "shared"] = doc(
         "Whether members see independent mini-batches or the same.", "independent"
     )
-    train_norms: bool = doc("Also train each member's own normalisation weights (an extension of the paper).", False)
+    train_norms: bool = doc(
+        "Also train each member's own normalisation weights (an extension of the paper).",
+        False,
+    )
     dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
     decay_toward: Literal["pretrained", "zero"] = doc(
         "Where weight decay pulls the singular values; the paper: zero.", "pretrained"
@@ -230,21 +242,27 @@ class SVE:
         context = MemberContext(tuple(range(spec.members)))
         views = backbone.targets(spec, network)
         swap_linears(network, views, lambda v: SVELinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed))
-        return finish(backbone, task, network, context, params, seed, {"targets": len(views)})
+        return finish(backbone, task, spec, network, context, params, seed, {"targets": len(views)})
 
 
 def finish(
     backbone: Backbone,
     task: TaskView,
+    spec: MethodSpec,
     network: nn.Module,
     context: MemberContext,
     params: Params,
     seed: int,
     facts: dict[str, Any],
 ) -> SVEEnsemble:
-    """The ensemble around a network whose targets are swapped already."""
+    """The ensemble around a network whose targets are swapped already.
+
+    With `last_blocks`, norms train only in the blocks that hold a target: the others are to stay as the checkpoint has them.
+    """
     n_members = len(context.members)
-    norms = swap_norms(network, context, n_members) if params.train_norms else {}
+    held = {block_of(n) or "" for n, m in network.named_modules() if isinstance(m, MemberLinear)}
+    blocks = None if spec.last_blocks is None else held
+    norms = swap_norms(network, context, n_members, blocks) if params.train_norms else {}
     heads = task.make_heads(n_members, seed)
     ensemble = SVEEnsemble(
         backbone,

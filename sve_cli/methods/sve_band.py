@@ -156,7 +156,7 @@ class SveBand:
             network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed)
         )
         facts = {"targets": len(views), "bands": params.bands, "shared_bands": params.shared_bands}
-        ensemble = sve.finish(backbone, task, network, context, params, seed, facts)
+        ensemble = sve.finish(backbone, task, spec, network, context, params, seed, facts)
         layers = [layer for layer in ensemble.member_linears() if isinstance(layer, BandedLinear)]
         own = {f"{x.view.name}.c_MKR": x.c_MKR for x in layers if params.bands}
         shared = {f"{x.view.name}.c_SR": x.c_SR for x in layers if params.shared_bands}

@@ -105,7 +105,7 @@ class SveLora:
         views = {**sigma_views, **lora_views}
         swap_linears(network, [views[n] for n, _ in network.named_modules() if n in views], make)
         facts = {"targets": len(views), "sigma_targets": len(sigma_views), "lora_targets": len(lora_views), **lora.facts()}
-        ensemble = sve.finish(backbone, task, network, context, params, seed, facts)
+        ensemble = sve.finish(backbone, task, spec, network, context, params, seed, facts)
         add_lora_group(ensemble, params.lora_lr_scale)
         return ensemble
 

@@ -30,13 +30,15 @@ class ModelSpec:
 
     name: str = doc("Local folder or file, timm name ('timm:' forces it), or hub id. A local path always wins.")
     source: Literal["auto", "timm", "transformers"] = doc("Which library opens the checkpoint.", "auto")
-    revision: str | None = doc("Hub revision (branch, tag or commit).", None)
+    revision: str | None = doc("Hub revision (branch, tag or commit); of timm networks only with hf-hub: names.", None)
     pooling: Literal["auto", "native", "cls", "mean", "last"] = doc(
         "How token features become one vector. native: as the library's own classifier does; auto: native.", "auto"
     )
     max_length: int | None = doc("Longest input in tokens; null: the checkpoint's own limit, at most 512.", None, low=4)
     image_size: int | None = doc("Input side in pixels; null: the checkpoint's own.", None, low=8)
-    attention: Literal["auto", "eager", "sdpa"] = doc("Attention implementation; auto: the library's default.", "auto")
+    attention: Literal["auto", "eager", "sdpa"] = doc(
+        "Attention of transformers networks; auto: the library's default.", "auto"
+    )
     random_init: bool = doc("Throw the pretrained weights away (only to show that the method needs them).", False)
     trust_remote_code: bool = doc("Allow a hub repository to run its own Python code.", False)
 
@@ -104,8 +106,8 @@ class MethodSpec:
     name: str = doc(f"A registered method or alias: {', '.join([*METHODS, *METHOD_ALIASES])}.")
     members: int = doc("Number of members M.", 4, low=1, high=256)
     targets: str | list[str] = doc(
-        "auto (attention and MLP linears of the blocks), attention or mlp (one of the two), all-linear, "
-        "a regular expression ('re:…'), or layer names.",
+        "auto (attention and MLP linears of the blocks; every matrix where there are no blocks), attention or mlp (one of "
+        "them), all-linear, a regular expression ('re:…'), or layer names.",
         "auto",
     )
     exclude: list[str] = doc("Layers to leave out: names, or regular expressions ('re:…').", [])

@@ -23,7 +23,8 @@ class TextClassification(Task):
         limit = self.backbone.max_length()  # type: ignore[attr-defined]  # texts are read by transformers networks only
         encoded = tokenizer(texts, pairs, truncation=True, max_length=limit, padding=False)
         ids = [t if t else [tokenizer.pad_token_id] for t in encoded["input_ids"]]
-        split = TokenisedText(ids, samples.labels_N, tokenizer.pad_token_id)
+        left = self.backbone.pads_left()  # type: ignore[attr-defined]
+        split = TokenisedText(ids, samples.labels_N, tokenizer.pad_token_id, left)
         if "token_type_ids" in encoded and pairs is not None:
             types = [t if t else [0] for t in encoded["token_type_ids"]]
             split.types_flat = np.fromiter(chain.from_iterable(types), dtype=np.int64)

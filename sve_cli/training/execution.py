@@ -41,16 +41,18 @@ def runnable(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torc
 def path_gap(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torch.device) -> float:
     """Largest difference between the logits as training computes them and the definition's, on one batch of these rows.
 
-    As training does: in its precision, all members at once or one after another.
+    As training does: in its precision, all members at once or one after another. Where every round trains one member (mc_dropout,
+    deep_ensemble), no pass of training or prediction has more than one: the network may mix the rows of several.
     """
     inputs = tensor_to(encoded.batch(np.arange(min(32, len(encoded)))), device)
     dtype = training_precision(spec, device, ensemble.backbone.network)
     spec = runnable(spec, ensemble, encoded, device, lambda text: None)
     everyone = tuple(range(ensemble.n_members))
+    together = spec.member_execution == "batched" and any(len(r.members) > 1 for r in ensemble.rounds())
     ensemble.set_training(False)
     gap = 0.0
     with torch.no_grad():
-        for group in [everyone] if spec.member_execution == "batched" else [(m,) for m in everyone]:
+        for group in [everyone] if together else [(m,) for m in everyone]:
             with torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16):
                 trained_MBC = ensemble(inputs, group).logits_MBC.float()
             for m, logits_BC in zip(group, trained_MBC, strict=True):

@@ -23,9 +23,10 @@ from sve_cli.backbone import Backbone, load_backbone, looks_random
 from sve_cli.data.load import ROLES, limited, load_data, load_samples
 from sve_cli.data.sources import local_state, place_of
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
-from sve_cli.errors import CheckpointError, DataError
+from sve_cli.errors import CheckpointError, DataError, SveError
 from sve_cli.factors import FactorStore
-from sve_cli.methods.matrix import MatrixLinear, idle_choices
+from sve_cli.methods.idle import idle_choices, idle_settings
+from sve_cli.methods.matrix import MatrixLinear
 from sve_cli.ood.training_features import TrainingFeatures, rows_kept
 from sve_cli.posthoc.state import split_validation
 from sve_cli.prediction import as_predictions, predict_logits
@@ -163,7 +164,9 @@ class Session:
         unused = [key for key in ("targets", "exclude", "last_blocks") if getattr(spec, key) != getattr(MethodSpec(spec.name), key)]
         if log_store and unused and not any(True for _ in ensemble.member_linears()):
             self.log.warn(f"{' and '.join(f'method.{key}' for key in unused)}: without effect, {spec.name} chooses no layers.")
-        for text in idle_choices(params) if log_store else ():
+        once = ensemble.shares_features and (self.recipe.data.augment == "none" or self.task.modality != "image")
+        idle = [*idle_choices(params), *idle_settings(ensemble, params, self.recipe.train, once)]
+        for text in idle if log_store else ():
             self.log.warn(text)
         self.to_device(ensemble)
         return ensemble
@@ -263,11 +266,17 @@ def open_session(
     if recipe.data.augment != "none" and modality != "image":
         log.warn("data.augment is without effect: it changes images, and these are none.")
     session = Session(recipe, backbone, data, task, log, limit)
-    if recipe.model.random_init or looks_random(
-        backbone.targets(replace(recipe.method, targets="auto", exclude=[], last_blocks=None))
-    ):
+    if recipe.model.random_init or _seems_random(backbone):
         log.warn("This checkpoint looks randomly initialised. The method needs pretrained weights: expect poor results.")
     return session
+
+
+def _seems_random(backbone: Backbone) -> bool:
+    """Whether the layers that `targets: auto` means look untrained; no where there are none, which only some methods mind."""
+    try:
+        return looks_random(backbone.targets(MethodSpec("sve")))
+    except SveError:
+        return False
 
 
 def ood_warnings(recipe: Recipe, names: Sequence[str]) -> list[str]:

@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 
-from sve_cli.methods.matrix import idle_choices
+from sve_cli.methods.idle import idle_choices, idle_settings
+from sve_cli.recipe.spec import DataSpec, MethodSpec, Recipe, TaskSpec, TrainSpec
 from sve_cli.registry import METHODS
+from sve_cli.workflows.session import Silent, open_session
+
+SIGMA: list[dict[str, Any]] = [{"sigma_init": 0.2}, {"rank": 8}, {"decay_toward": "zero"}, {"sigma_grad_tokens": 0.5}]
+LORA: list[dict[str, Any]] = [{"lora_rank": 32}, {"lora_lr_scale": 0.5}, {"lora_start": "peft"}]
 
 
 @pytest.mark.parametrize(
@@ -24,6 +29,11 @@ from sve_cli.registry import METHODS
         ("sve", {"sigma_grad_tokens": 0.5}, None),
         ("sve", {"biases": "member", "bias_init": 0.1}, None),
         ("sve", {"biases": "shared"}, None),
+        ("batch_ensemble", {"init": "signs", "init_std": 0.5}, "init_std"),
+        ("batch_ensemble", {"init_std": 0.5}, None),
+        *(("sve_lora", {"sigma_targets": "none", **one}, next(iter(one))) for one in SIGMA),
+        *(("sve_lora", {"lora_targets": "none", **one}, next(iter(one))) for one in LORA),
+        *(("sve_lora", one, None) for one in SIGMA + LORA),
     ],
 )
 def test_what_is_idle(method: str, given: dict[str, Any], idle: str | None) -> None:
@@ -34,3 +44,39 @@ def test_what_is_idle(method: str, given: dict[str, Any], idle: str | None) -> N
 @pytest.mark.parametrize("method", list(METHODS))
 def test_defaults_are_never_idle(method: str) -> None:
     assert idle_choices(METHODS.resolve(method).Params()) == []
+
+
+def idle_of(lab: Any, network: str, method: str, train: dict[str, Any], once: bool = False, **params: Any) -> list[str]:
+    made = lab.build(network, method, params=params)
+    said = idle_settings(made.ensemble, METHODS.resolve(method).Params(**params), TrainSpec(**train), once)
+    assert all(" is without effect: " in text for text in said)
+    return [text.split()[0] for text in said]
+
+
+def test_what_is_idle_where_nothing_but_the_heads_trains(lab: Any) -> None:
+    rates = {"lr": 0.5, "bias_lr": 0.3, "weight_decay": 0.1, "head_lr": 1e-2}
+    passes = {"prefix_cache_mb": 10, "member_execution": "sequential", "save_memory": True}
+    first = ["train.lr", "train.bias_lr", "train.weight_decay"]
+    assert idle_of(lab, "vit", "heads_only", rates | passes) == first  # images that are augmented pass the network at every step
+    assert sorted(idle_of(lab, "vit", "heads_only", rates | passes, once=True)) == sorted([*first, *(f"train.{k}" for k in passes)])
+    assert idle_of(lab, "vit", "heads_only", {}, once=True) == []
+    assert idle_of(lab, "vit", "sve", rates | passes) == idle_of(lab, "vit", "single", rates | passes) == []
+
+
+def test_norms_that_are_not_there_are_idle(lab: Any) -> None:
+    assert idle_of(lab, "resnet", "sve", {}, train_norms=True) == ["method.params.train_norms"]  # all it has are batch norms
+    assert idle_of(lab, "vit", "sve", {}, train_norms=True) == []
+
+
+def test_a_session_says_what_is_idle(lab: Any) -> None:
+    log = Silent()
+    recipe = Recipe(
+        lab.model("vit"),
+        DataSpec("digits"),
+        TaskSpec("image_classification"),
+        MethodSpec("heads_only", members=2),
+        TrainSpec(lr=0.5, member_execution="sequential"),
+    )
+    open_session(recipe, log, limit=20).build()
+    said = [text for text in log.lines if "without effect" in text]
+    assert [text.split()[1] for text in said] == ["train.lr", "train.member_execution"], said

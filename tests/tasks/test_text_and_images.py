@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification
+import transformers
+from transformers import AutoModelForSequenceClassification, XLNetConfig, XLNetForSequenceClassification
 
+from sve_cli.backbone import load_backbone
 from sve_cli.errors import DataError
+from sve_cli.recipe.spec import ModelSpec
 from sve_cli.samples import Samples, decode_image
 from sve_cli.tasks import image_classification
+from tests.conftest import randomise, wordpiece
 
 
 def as_pairs(samples: Samples) -> Samples:
@@ -39,6 +44,56 @@ def test_texts_are_encoded_as_the_tokenizer_does(lab: Any, pairs: bool) -> None:
         plain, ours = model(**expected).logits, backbone.features(backbone.network, inputs)
     head = backbone.head
     torch.testing.assert_close(ours @ head.weight_CF.T + head.bias_C, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("summary", "side", "pooling", "left"),
+    [
+        ("last", "left", "native", True),
+        ("first", "left", "native", False),
+        ("last", "right", "native", False),
+        ("last", "left", "cls", False),
+    ],
+)
+def test_a_classifier_that_reads_the_last_position_gets_texts_padded_on_the_left(
+    lab: Any, tmp_path: Path, summary: str, side: str, pooling: str, left: bool
+) -> None:
+    """XLNet as its authors saved it: what a text gives must not depend on the length of the others in its batch."""
+    tokenizer = wordpiece()
+    sizes = {"vocab_size": len(tokenizer), "d_model": 16, "n_layer": 1, "n_head": 2, "d_inner": 16, "pad_token_id": 0}
+    network = XLNetForSequenceClassification(XLNetConfig(**sizes, summary_type=summary))
+    randomise(network, 0)
+    network.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_backbone(ModelSpec(name=str(tmp_path), pooling=pooling), "text_classification")
+    backbone.transform.padding_side = side
+    encoded = lab.task("bert", backbone).encode(lab.samples("bert", 6, 0))
+    rows = np.arange(6)
+    assert bool(encoded.batch(rows)["attention_mask"][:, 0].all()) is not left
+    if (summary, side) != ("last", "right"):  # which reads the padding in any library
+        with torch.no_grad():
+            alone = [backbone.features(backbone.network, encoded.batch(rows[i : i + 1]))[0] for i in rows]
+            together = backbone.features(backbone.network, encoded.batch(rows))
+        torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "MPNet", "Longformer", "Bert"])
+def test_a_text_is_as_long_as_the_network_has_positions_for_its_tokens(lab: Any, tmp_path: Path, kind: str) -> None:
+    """RoBERTa and its kin number positions from the padding's index + 1, so that two of 24 are no token's."""
+    tokenizer = wordpiece()
+    tokenizer.model_max_length = 10**30
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "attention_window": 8}
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer), max_position_embeddings=24, pad_token_id=0 if kind == "Bert" else 1, **sizes
+    )
+    getattr(transformers, f"{kind}ForSequenceClassification")(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    backbone = load_backbone(ModelSpec(name=str(tmp_path)), "text_classification")
+    samples = lab.samples("bert", 2, 0)
+    encoded = lab.task("bert", backbone).encode(replace(samples, inputs={"text": ["the " * 40, "the sky"]}))
+    assert encoded.lengths_N.max() == backbone.max_length() == (24 if kind == "Bert" else 22)
+    with torch.no_grad():
+        assert backbone.features(backbone.network, encoded.batch(np.arange(2))).isfinite().all()
 
 
 def test_long_texts_are_cut_and_counted(lab: Any) -> None:

@@ -109,6 +109,13 @@ def test_the_gap_is_that_of_the_path_training_takes(lab: Lab, folders: Path) -> 
         assert fine < 2e-4 and coarse > 20 * fine, (fine, coarse)
 
 
+@pytest.mark.parametrize("network", ["deberta-v2", "longformer", "xlnet"])
+def test_the_gap_of_members_that_are_never_computed_together(lab: Lab, folders: Path, network: str) -> None:
+    """One network trains and thinned versions of it predict: no pass of mc_dropout has the rows of two members."""
+    made = built(lab, folders, network, "mc_dropout", 3)
+    assert path_gap(TrainSpec(precision="float32"), made.ensemble, made.test, torch.device("cpu")) < 1e-5
+
+
 def test_training_is_that_of_one_member_after_another(lab: Lab, folders: Path) -> None:
     states = []
     for execution in ("batched", "sequential"):

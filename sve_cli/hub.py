@@ -35,8 +35,8 @@ def cache_when_unreachable() -> Iterator[None]:
         yield
         return
     switches: list[Any] = [constants]
-    if "datasets" in sys.modules:  # has its own copy
-        switches.append(sys.modules["datasets"].config)
+    if "datasets.config" in sys.modules:  # has its own copy
+        switches.append(sys.modules["datasets.config"])
     before = [switch.HF_HUB_OFFLINE for switch in switches]
     try:
         for switch in switches:

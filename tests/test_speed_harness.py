@@ -154,6 +154,9 @@ def test_the_clock_takes_turns_and_stops(speed: SimpleNamespace) -> None:
     line = speed.clock.ratio("x", "x", [1.0, 2.0, 4.0], 2.0)
     assert (line["median"], line["q1"], line["q3"], line["reached"]) == (2.0, 1.5, 3.0, True)
     assert not speed.clock.ratio("x", "x", [1.0], 2.0, at_least=True)["reached"]
+    for at_least, value in ((False, 1.03002), (True, 1.02998)):  # as stored, both are the target
+        near = speed.clock.ratio("x", "x", [value], 1.03, at_least)
+        assert near["median"] == near["target"] and near["reached"]
 
 
 def test_the_check_finds_what_got_worse(speed: SimpleNamespace, tiny: dict[str, Any]) -> None:

@@ -104,7 +104,7 @@ def shown(name: str, found: dict[str, Any]) -> str:
         return f"{name}: {'skipped' if 'skipped' in found else 'FAILED'}: {why}"
     lines = [f"{name} ({title(name)}), {found['took']:.0f} s"]
     for r in found["ratios"]:
-        verdict = "" if r["target"] is None else f", target {r['target']:.2g}: {'reached' if r['reached'] else 'missed'}"
+        verdict = "" if r["target"] is None else f", target {r['target']:g}: {'reached' if r['reached'] else 'missed'}"
         lines.append(f"    {r['title']}: {r['median']:.3g} ({r['q1']:.3g} to {r['q3']:.3g}, {r['n']} turns){verdict}")
     return "\n".join(lines)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from sve_cli.data.hub_names import HUB_SETS, HubSet
-from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, features_of, image_files, read_image_folder, read_table
+from sve_cli.data.tables import TABLE_SUFFIXES, RawSplit, class_folders, features_of, image_files, read_image_folder, read_table
 from sve_cli.errors import DataError
 from sve_cli.hub import cache_when_unreachable
 from sve_cli.recipe.spec import DataSpec
@@ -78,6 +78,16 @@ def local_splits(name: str) -> dict[str, list[Path]]:
     if place.is_file():
         return {"train": [place]}
     return _split_tables(place) or {split: [folder] for split, folder in _split_folders(place).items()}
+
+
+def stored_files(name: str) -> set[Path]:
+    """The files (or folders of images) behind 'set:split', behind all splits where none is named; none for sets that are not local.
+
+    Raises:
+        DataError: two files of a folder claim to be the same split.
+    """
+    dataset, split = split_name(name)
+    return {path.resolve() for found, paths in local_splits(dataset).items() if split in (None, found) for path in paths}
 
 
 def local_state(name: str) -> str:
@@ -169,11 +179,11 @@ def _split_files(folder: Path) -> dict[str, list[Path]]:
 
 def _split_folders(folder: Path) -> dict[str, Path]:
     """split -> its image folder; {"train": folder} when the folder itself holds classes or images."""
-    inner = [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith((".", "_"))]
-    splits = {p.name: p for p in inner if any(q.is_dir() and image_files(q) for q in p.iterdir())}
+    classes = class_folders(folder)
+    splits = {p.name: p for p in classes if class_folders(p)}
     if splits:
         return splits
-    return {"train": folder} if image_files(folder) or any(image_files(p) for p in inner) else {}
+    return {"train": folder} if classes or image_files(folder) else {}
 
 
 def _read_files(name: str, split: str, paths: list[Path], strings: tuple[str, ...], label: str) -> RawSplit:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -196,24 +197,40 @@ def _json_line(line: str, number: int) -> Any:
 
 def image_files(folder: Path) -> list[Path]:
     """The images directly inside a folder, sorted by name."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+    return sorted(p for p in folder.iterdir() if _is_image(p.name) and p.is_file())
+
+
+def images_below(folder: Path) -> Iterator[Path]:
+    """The images inside a folder at any depth, sorted, its own before those of its folders."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(place, name) for name in sorted(files) if _is_image(name))
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def class_folders(folder: Path) -> list[Path]:
+    """The folders inside one that hold images, at any depth. A leading underscore or dot marks what is no data."""
+    inner = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    return sorted(p for p in inner if next(images_below(p), None) is not None)
 
 
 def read_image_folder(folder: Path, image_column: str, label_column: str) -> pa.Table:
-    """`<class>/*.png` as a table of paths (relative to `folder`) and class names; without class folders, of paths alone."""
-    classes = sorted(p for p in folder.iterdir() if p.is_dir() and image_files(p))
-    if not classes:
-        return pa.table({image_column: [stored_path(path, folder) for path in image_files(folder)]})
-    found = [path for c in classes for path in image_files(c)]
-    paths, labels = [stored_path(path, folder) for path in found], [path.parent.name for path in found]
-    return pa.table({image_column: paths, label_column: labels})
+    """`<class>/**/*.png` as a table of paths (relative to `folder`) and class names; images beside class folders have no class."""
+    loose = image_files(folder)
+    found = [(path, c.name) for c in class_folders(folder) for path in images_below(c)]
+    if not found:
+        return pa.table({image_column: [stored_path(path, folder) for path in loose]})
+    paths, labels = [stored_path(path, folder) for path, _ in found], [label for _, label in found]
+    paths += [stored_path(path, folder) for path in loose]
+    return pa.table({image_column: paths, label_column: pa.array(labels + [None] * len(loose), pa.string())})
 
 
 def read_every_image(folder: Path, image_column: str) -> pa.Table:
-    """The images directly inside a folder and inside its subfolders, as a table of paths (relative to `folder`)."""
-    inner = sorted(p for p in folder.iterdir() if p.is_dir())
-    found = [path for place in (folder, *inner) for path in image_files(place)]
-    return pa.table({image_column: pa.array([stored_path(path, folder) for path in found], pa.string())})
+    """The images inside a folder, at any depth, as a table of paths (relative to `folder`)."""
+    return pa.table({image_column: pa.array([stored_path(path, folder) for path in images_below(folder)], pa.string())})
 
 
 def stored_path(path: Path, folder: Path) -> str:

@@ -42,7 +42,7 @@ LayerResult = tuple[str, LayerStatistics, bool]
 
 def cache_root() -> Path:
     """$SVE_CACHE_DIR, or ~/.cache/sve."""
-    return Path(os.environ.get("SVE_CACHE_DIR") or Path.home() / ".cache" / "sve").expanduser()
+    return Path(os.path.expanduser(os.environ.get("SVE_CACHE_DIR") or "~/.cache/sve"))
 
 
 class _Damaged(Exception):

@@ -36,9 +36,7 @@ class ModelSpec:
     )
     max_length: int | None = doc("Longest input in tokens; null: the checkpoint's own limit, at most 512.", None, low=4)
     image_size: int | None = doc("Input side in pixels; null: the checkpoint's own.", None, low=8)
-    attention: Literal["auto", "eager", "sdpa"] = doc(
-        "Attention of transformers networks; auto: the library's default.", "auto"
-    )
+    attention: Literal["auto", "eager", "sdpa"] = doc("Attention of transformers networks; auto: the library's default.", "auto")
     random_init: bool = doc("Throw the pretrained weights away (only to show that the method needs them).", False)
     trust_remote_code: bool = doc("Allow a hub repository to run its own Python code.", False)
 

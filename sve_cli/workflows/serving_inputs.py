@@ -5,6 +5,7 @@ Shapes: N samples.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def _images(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
     images: list[Any] = []
     for item in given:
         if isinstance(item, (str, Path)):
-            path = Path(item).expanduser()
+            path = Path(os.path.expanduser(item))  # pathlib's own fails where the home is nobody's
             if not path.is_file():
                 raise DataError(f"There is no image '{path}'.", f"Paths start at the current folder, {Path.cwd()}.")
             images.append(path)

@@ -102,6 +102,24 @@ def test_image_folder_with_splits_and_without(tmp_path: Path) -> None:
     assert len(flat) == 10 and set(flat.labels_N.tolist()) == {-1}
 
 
+def test_images_in_deeper_folders_beside_classes_and_of_no_class(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name, gray in (("cat", 10), ("dog", 200)):
+            png(tmp_path / split / name / "images" / "0.png", gray)
+            png(tmp_path / split / name / "1.png", gray)
+        png(tmp_path / split / "montage.png", 7)
+        png(tmp_path / split / "cat" / "._1.png", 7)  # what a file manager keeps beside a picture
+        png(tmp_path / split / "cat" / ".thumbnails" / "1.png", 7)
+        png(tmp_path / split / ".ipynb_checkpoints" / "1.png", 7)
+    data = load_data(DataSpec(str(tmp_path), holdout=0.5), "image", seed=0)
+    assert data.train is not None and data.validation is not None and data.test is not None
+    assert data.test.classes == ["cat", "dog"] and data.test.labels_N.tolist() == [0, 0, 1, 1, -1]
+    assert len(data.train) + len(data.validation) == 4
+    assert "train: 1 rows without a label left out." in data.notes and "test: 1 of 5 rows have no label." in data.notes
+    ood = load_samples(f"{tmp_path}:test", DataSpec("x"), "image")
+    assert [Path(p).name for p in ood.inputs["image"]] == ["1.png", "0.png", "1.png", "0.png", "montage.png"]
+
+
 def test_images_as_arrays_bytes_and_paths_have_equal_pixels(tmp_path: Path) -> None:
     png(tmp_path / "x.png", 7)
     encoded = (tmp_path / "x.png").read_bytes()

@@ -142,20 +142,25 @@ def test_a_run_is_not_opened_with_data_of_other_classes(
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
+    ("trained", "name", "own"),
     [
-        ("digits", True), ("digits:test", True), ("digits:ood", False), ("other:test", False), ("HERE/a", True),
-        ("HERE/a/test.csv", True), ("HERE/b.csv", True), ("HERE/c.csv", False),
+        ("digits", "digits", True), ("digits", "digits:test", True), ("digits", "digits:ood", False),
+        ("digits", "other:test", False),
+        ("a", "HERE/a", True), ("a", "HERE/a/test.csv", True), ("a", "HERE/b.csv", True), ("a", "HERE/c.csv", False),
+        ("a", "HERE/link", True), ("a", "HERE/a:other", False),
+        ("set", "HERE/home/set", True), ("set", "HERE/home/set:test", True), ("set", "HERE/home/set/data/other.csv", False),
     ],
 )  # fmt: skip
-def test_sets_that_are_the_runs_own(name: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    for file in ("a/test.csv", "b.csv", "c.csv"):
-        (tmp_path / file).write_text("x")
+def test_sets_that_are_the_runs_own(trained: str, name: str, own: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {"a": ("train.csv", "test.csv", "other.csv"), "home/set/data": ("train.csv", "test-00000-of-00001.csv", "other.csv")}
+    for folder, files in {**folders, ".": ("b.csv", "c.csv")}.items():
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            (tmp_path / folder / file).write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
     monkeypatch.chdir(tmp_path)
-    digits = load_recipe("quickstart", []).recipe
-    local = load_recipe("quickstart", ["data.name=a", "data.splits.validation=./b.csv"]).recipe
-    recipe = local if name.startswith("HERE") else digits
+    monkeypatch.setenv("SVE_DATA_DIR", str(tmp_path / "home"))
+    recipe = load_recipe("quickstart", [f"data.name={trained}", "data.splits.validation=./b.csv"]).recipe
     assert bool(session.own_data(recipe, [name.replace("HERE", str(tmp_path))])) == own
 
 

@@ -21,5 +21,6 @@ Unlabelled = Annotated[
     list[str] | None, typer.Option("--unlabelled", help="distilled: a set whose inputs are learnt from too; repeatable.")
 ]
 Single = Annotated[
-    Path | None, typer.Option("--single", help="distilled: a run of one network, to say how much of the gain over it is kept.")
+    Path | None,
+    typer.Option("--single", help="distilled: a run of one network on the same data, to say how much of the gain over it is kept."),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -59,6 +60,6 @@ def shift(
 
 
 def _severity(text: str) -> int:
-    if not text.lstrip("+-").isdecimal():
+    if not re.fullmatch("[+-]?[0-9]{1,9}", text):
         raise SveError(f"'{text}' is no severity.", "Use whole numbers from 1 to 5: --severities 1,3,5.")
     return int(text)

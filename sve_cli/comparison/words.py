@@ -87,7 +87,7 @@ def member_sentences(curves: Sequence[Curve]) -> list[str]:
     nll = next((curve for curve in curves if curve.key == "nll"), None)
     enough = enough_members(curves)
     if nll is None or enough is None:
-        return ["Without an NLL (it needs labels) this does not say how many members are enough."]
+        return ["How many members are enough is said by the NLL, which is not here: it needs labels, and a place among --metrics."]
     one, whole, point = nll.points[0], nll.points[-1], nll.points[enough - 1]
     if enough < whole.members:
         small = "is less than 1 % of it" if within_relative(point, whole) else f"has an interval {_interval(point)} that holds 0"

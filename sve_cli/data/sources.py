@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,6 +64,20 @@ def place_of(name: str) -> tuple[str, str | None]:
     dataset, split = split_name(name)
     path = local_path(dataset)
     return (dataset if path is None else str(path.resolve())), split
+
+
+def require_apart(names: Sequence[str]) -> None:
+    """Refuse out-of-distribution sets of which two are one, written in two ways: 'set' and 'set:test', 'a.csv' and './a.csv'.
+
+    Raises:
+        DataError: naming the second of them.
+    """
+    seen: dict[tuple[str, str | None], str] = {}
+    for name in names:
+        place, split = place_of(name)
+        first = seen.setdefault((place, split or "test"), name)
+        if first != name:
+            raise DataError(f"The out-of-distribution sets '{first}' and '{name}' are the same.", "Name each set and split once.")
 
 
 def local_splits(name: str) -> dict[str, list[Path]]:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
+import sys
 from pathlib import Path
 
 from sve_cli.backbone import Backbone
 from sve_cli.ensemble import Ensemble
+
+_PACKAGES = {
+    "PIL": "pillow",
+    "sentence_transformers": "sentence-transformers",
+}  # where a package is called otherwise than what it brings
 
 
 def card(ensemble: Ensemble, title: str, what: str, code: str | None = None) -> str:
@@ -24,9 +31,23 @@ Made from the checkpoint `{base_name(ensemble.backbone.spec.name)}` with {ensemb
 ## How to load it
 
 ```python
-{code}
+{needs(code)}{code}
 ```
 """
+
+
+def needs(code: str) -> str:
+    """A comment that installs what lines of Python import; nothing where they import this package, which brings what it needs."""
+    tree = ast.parse(code)
+    modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    found = {module.partition(".")[0] for module in modules}
+    if 'return_tensors="pt"' in code:
+        found.add("torch")
+    if "sve_cli" in found:
+        return ""
+    packages = {_PACKAGES.get(name, name) for name in found - set(sys.stdlib_module_names)}
+    return f"# pip install {' '.join(sorted(packages))}\n" if packages else ""
 
 
 def _as_text(name: str) -> str:

@@ -114,8 +114,12 @@ def log_probs(predictions: Predictions) -> np.ndarray:
     return np.stack([log_softmax(logits_NC, predictions.mask_NC) for logits_NC in predictions.logits_MNC])
 
 
-def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
+def aggregate(predictions: Predictions, how: str = "probs", per_option: bool | None = None) -> Aggregated:
     """Aggregate the members: `how` is "probs" (mean of probabilities) or "logits" (softmax of the mean logits).
+
+    Args:
+        per_option: entropies are divided by ln K_n; False: they are in nats; None: divided where K_n varies between these
+            samples. Sets that are compared need one unit, which none of them knows alone.
 
     Raises:
         SveError: logits are not finite, a sample has no options, a label names an option that does not exist, or soft labels
@@ -130,7 +134,7 @@ def aggregate(predictions: Predictions, how: str = "probs") -> Aggregated:
             sample = predictions.ids_N[int(np.argmax(wrong_N))]
             raise SveError(f"The label of sample '{sample}' of '{where}' is an option that does not exist.", "Mend the row.")
     disagreement_N, variation_ratio_N = _votes(predictions.logits_MNC, mask_NC)
-    numbers, distribution = _per_sample(predictions, how)
+    numbers, distribution = _per_sample(predictions, how, _entropy_scale(predictions, per_option))
     exists_NC = np.ones(distribution.shape, dtype=bool) if mask_NC is None and predictions.soft_labels_NC is not None else mask_NC
     return Aggregated(
         labels_N=labels_N,
@@ -147,12 +151,21 @@ def aggregate_each(predictions: Predictions, how: str = "probs") -> list[Aggrega
     return [aggregate(predictions.member(m), how) for m in range(predictions.n_members)]
 
 
-def _per_sample(predictions: Predictions, how: str) -> tuple[dict[str, Any], Distribution]:
+def _entropy_scale(predictions: Predictions, per_option: bool | None) -> np.ndarray | None:
+    """What the entropies of each sample are divided by (N,); None: nothing."""
+    if per_option is None:
+        return log_option_counts(predictions.mask_NC)
+    n, width, mask_NC = predictions.n_samples, predictions.n_classes, predictions.mask_NC
+    options_N = np.full(n, width) if mask_NC is None else mask_NC.sum(axis=1)
+    return np.log(options_N.astype(np.float64)) if per_option else np.zeros(n)
+
+
+def _per_sample(predictions: Predictions, how: str, scale_N: np.ndarray | None) -> tuple[dict[str, Any], Distribution]:
     """What is computed from all classes of a sample, and the log-probabilities themselves where they are few."""
     logits_MNC, mask_NC, labels_N = predictions.logits_MNC, predictions.mask_NC, predictions.labels_N
     n, width = logits_MNC.shape[1:]
     few = n * width <= KEPT
-    scale_N, kept_NC = log_option_counts(mask_NC), None
+    kept_NC = None
     parts: dict[str, list[np.ndarray]] = {}
     for rows in [slice(0, n)] if few else row_blocks(n, width):
         mask_BC = None if mask_NC is None else mask_NC[rows]

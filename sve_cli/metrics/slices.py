@@ -154,20 +154,29 @@ def grouping(column: str, values: Sequence[str]) -> Grouping | None:
 
     Values that are empty belong to the group `NONE`.
     """
-    distinct = sorted(set(values))
-    numbers = _numbers(values)
-    if numbers is not None and len(distinct) > MOST_NUMBERS:
-        cuts = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
-        index_N = np.searchsorted(cuts, numbers, side="left")  # group k: (cut k-1, cut k]
-        present, group_N = np.unique(index_N, return_inverse=True)
-        spans = [(numbers[group_N == k].min(), numbers[group_N == k].max()) for k in range(len(present))]
-        return Grouping(column, _spans(spans), group_N) if len(present) > 1 else None
+    filled_N = np.array([value != "" for value in values], dtype=bool)
+    numbers = _numbers([value for value in values if value != ""])
+    if numbers is not None and len(set(values) - {""}) > MOST_NUMBERS:
+        names, of_filled = _quarters(numbers)
+        group_N = np.full(len(values), len(names))
+        group_N[filled_N] = of_filled
+        names += [] if filled_N.all() else [NONE]
+        return Grouping(column, names, group_N) if len(names) > 1 else None
     named = [value or NONE for value in values]
     distinct = sorted(set(named))
     if not 1 < len(distinct) <= MOST_VALUES:
         return None
     place = {value: i for i, value in enumerate(distinct)}
     return Grouping(column, distinct, np.array([place[value] for value in named]))
+
+
+def _quarters(numbers: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """The quarters of the numbers as 'low-high', and the quarter of each; fewer where many numbers are equal."""
+    cuts = np.unique(np.quantile(numbers, [0.25, 0.5, 0.75]))
+    index_N = np.searchsorted(cuts, numbers, side="left")  # group k: (cut k-1, cut k]
+    present, group_N = np.unique(index_N, return_inverse=True)
+    spans = [(numbers[group_N == k].min(), numbers[group_N == k].max()) for k in range(len(present))]
+    return _spans(spans), group_N
 
 
 def _spans(spans: Sequence[tuple[float, float]]) -> list[str]:

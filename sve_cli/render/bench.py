@@ -201,7 +201,9 @@ def cost_table(table: BenchTable) -> Table | None:
     rows = []
     for row in table.rows:
         ratios = [f"{row.costs[k]:.2f}" if k in row.costs else MISSING for k in measured]
-        rows.append([row.name, *ratios, f"{row.costs['train_seconds']:,.0f}", f"{row.costs['peak_memory_mb']:,.0f}"])
+        seconds = row.costs["train_seconds"]
+        shown = f"{seconds:.1f}" if seconds < 10 else f"{seconds:,.0f}"
+        rows.append([row.name, *ratios, shown, f"{row.costs['peak_memory_mb']:,.0f}"])
     return Table(heads, rows, frozenset(range(1, len(heads))))
 
 

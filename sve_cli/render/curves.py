@@ -15,7 +15,8 @@ LETTER = 5.9  # width of a letter of the labels, in drawing units
 
 def risk_svg(curve: RiskCurve, dots: Sequence[Point], squares: Sequence[Point], label: str) -> str:
     """Error rate against the share answered, with its band, the best possible order and a random one; marks on the curve."""
-    top = 1.25 * max([curve.random, *curve.risk, *(y for _, y in squares)]) or 1.0
+    wide = [high for share, high in zip(curve.coverage, curve.high, strict=True) if share >= 0.5]  # of few answers it is anything
+    top = max([1.25 * max([curve.random, *curve.risk, *(y for _, y in squares)]), *wide]) or 1.0
     plot = Frame((42, 44, 348, 228), (0, 1), (0, top))
     plot.y_axis([t / 100 for t in nice_ticks(0, 100 * top, 4)], "Errors among the answered", _percent_form(top))
     band = [(x, min(y, top)) for x, y in zip(curve.coverage, curve.high, strict=True)]

@@ -25,7 +25,7 @@ _NAMES = {
     "ece_top1_w": "ECE",
     "ece_top1_m": "ECE, equal mass",
     "ece_class_w": "ECE, class-wise",
-    "ece_debiased_w": "Calibration error, RMS, debiased",
+    "ece_debiased_w": "ECE, RMS, debiased",
     "brier_reliability_w": "Brier: reliability",
     "brier_resolution_w": "Brier: resolution",
     "brier_uncertainty": "Brier: uncertainty of the data",

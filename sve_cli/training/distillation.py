@@ -20,11 +20,11 @@ from torch import Tensor
 
 from sve_cli.methods.distilled import log_entropy
 from sve_cli.metrics.dirichlet import concentrations, log_likelihood
-from sve_cli.statistics import member_weights
+from sve_cli.statistics import member_weights, seeded
 from sve_cli.tasks.common import masked_logits
 
 SMOOTHING = 1e-4
-FIT_ROWS = 2048  # rows that the log-precision is fitted on, at most
+FIT_ROWS = 2048  # rows that the log-precision is fitted on, at most; drawn where there are more
 LOWEST, HIGHEST = -5.0, 20.0  # of its constant
 STEEPEST = -5.0  # of the log-precision by log entropy
 HOTTEST = 20.0  # temperature, and 1 / HOTTEST the coldest
@@ -126,13 +126,19 @@ def _dirichlet_nll(alpha_BC: Tensor, members_MBC: Tensor, exists_BC: Tensor, wei
     return -(weights_M[:, None] * likelihood_MB).sum(0) / options_B
 
 
-def best_line(teacher: Teacher, logits_NC: Tensor) -> tuple[float, float]:
+def best_line(teacher: Teacher, logits_NC: Tensor, seed: int = 0) -> tuple[float, float]:
     """(weight, bias) of the log-precision on log(entropy + 1e-3) of a student that suits the members best.
 
     Where options differ between rows the weight is 0: the head does not know which exist.
+
+    Args:
+        seed: of the draw of at most `FIT_ROWS` rows. The first ones would not do: data often come in the order of their classes.
     """
-    logits_BC = logits_NC[:FIT_ROWS].cpu().double()
-    rows_B, device = np.arange(len(logits_BC)), torch.device("cpu")
+    n, device = len(logits_NC), torch.device("cpu")
+    rows_B = np.arange(n)
+    if n > FIT_ROWS:
+        rows_B = np.sort(seeded(seed, "rows of the log-precision").choice(n, FIT_ROWS, replace=False))
+    logits_BC = logits_NC[torch.from_numpy(rows_B)].cpu().double()
     exists_BC, weights_M = teacher.exists(rows_B, device), teacher.weights(device)
     members_MBC = teacher.targets(rows_B, device)[1]
     probs_BC = torch.softmax(masked_logits(logits_BC, exists_BC), -1)

@@ -24,7 +24,7 @@ def best_members(validation: Predictions, k: int, seed: int, how: str = "probs")
         DataError: no validation sample has a label.
     """
     selection = validation.subset(split_validation(validation.n_samples, seed)[0])
-    if not aggregate(selection, how).labelled().n:
+    if not (labelled := aggregate(selection, how).labelled().n):
         raise DataError("No validation sample has a label to choose members by.", "Name the members, as in --members 0,2.")
     chosen: list[int] = []
     value = float("nan")
@@ -36,7 +36,7 @@ def best_members(validation: Predictions, k: int, seed: int, how: str = "probs")
     whole = _nll(selection, list(range(validation.n_members)), how)
     sentence = (
         f"Members {', '.join(map(str, chosen))}: chosen one after another by the NLL of their mean probability on "
-        f"{selection.n_samples} validation samples ({value:.4f}; all {validation.n_members}: {whole:.4f})."
+        f"{labelled} labelled validation samples ({value:.4f}; all {validation.n_members}: {whole:.4f})."
     )
     return chosen, sentence
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from sve_cli.comparison import SCORES, align, compare_ood, compare_predictions, holm, pair_sentences
+from sve_cli.comparison.paired import LEVEL
 from sve_cli.errors import SveError
 from sve_cli.findings import Comparison, Difference, Pair
 from sve_cli.foreign import NO_IDS, SUFFIXES, open_predictions
@@ -222,6 +224,13 @@ def _notes(
         own, here = kinds[other.aggregate], kinds[without_weights(first.aggregate)]
         but = " After temperature scaling each is on its own, for which its temperature was fitted." if options.scaled else ""
         notes.append(f"{other.name} was evaluated on the mean of its members' {own}; here both are on that of their {here}.{but}")
+    tested = sum(row.p_value is not None for row in rows)
+    if tested >= LEVEL * (options.permutations + 1) > 0:
+        enough = f"{math.ceil(tested / LEVEL):,}"
+        notes.append(
+            f"With {options.permutations:,} permutations no p-value is below {1 / (options.permutations + 1):.2g}, and after the "
+            f"correction for {tested} rows none below {LEVEL}: it takes --permutations {enough} or more."
+        )
     if n < SMALL_SET:
         notes.append(f"Only {n} samples: intervals are wide, and calibration errors are biased upward.")
     have = {row.key for row in rows}

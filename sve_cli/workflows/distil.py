@@ -206,7 +206,7 @@ def _calibrate(session: Session, student: Student, selection: Encoded, teacher: 
     outputs_NC = session.outputs(student.ensemble, selection, "The distilled network on the selection half")[0][0]
     logits_NC = torch.from_numpy(outputs_NC[:, :-1])
     own = best_temperature(teacher, logits_NC) if student.ensemble.heads.trainable else 1.0
-    weight, bias = best_line(teacher, logits_NC / own)
+    weight, bias = best_line(teacher, logits_NC / own, session.recipe.seed)
     student.calibrate(own, (weight, bias))
     kl = divergence(teacher, logits_NC / own)
     return {"temperature": teacher.temperature, "own_temperature": own, "calibrated_kl": kl, "weight": weight, "bias": bias}

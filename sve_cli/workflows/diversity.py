@@ -16,6 +16,7 @@ import torch
 
 from sve_cli import diversity as measures
 from sve_cli.backbone import Head, LinearView
+from sve_cli.data.load import ROLES
 from sve_cli.diversity import DistanceRow, Diversity, PairMeasure, RankCorrelation
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import NotExportable, SveError
@@ -60,7 +61,7 @@ def diversity(
     recipe = run_recipe(run)
     if recipe.method.members < 2:
         raise SveError(f"'{run.path}' has one member, which differs from nobody.", "Name a run with several members.")
-    names = list(dict.fromkeys([*recipe.data.ood, *ood]))
+    names = _others([*recipe.data.ood, *ood])
     limit = read_json(run.path / "recipe.lock.json")["limit"]
     session = open_session(recipe, log, limit, need=("train", "test"))
     session.check_ood(names)
@@ -96,6 +97,13 @@ def diversity(
     write_text(folder / "diversity.md", render_markdown(found))
     write_text(folder / "diversity.html", render_html(found))
     return folder, found
+
+
+def _others(names: Sequence[str]) -> list[str]:
+    """Each set once; refuses the run's own splits, which have rows of their own in the table."""
+    if own := [name for name in names if name in ROLES]:
+        raise SveError(f"'{own[0]}' is a split of the run's own data, not an out-of-distribution set.", "Name another set.")
+    return list(dict.fromkeys(names))
 
 
 def _key(trained: str, names: list[str], samples: int, train_samples: int, how: str) -> str:

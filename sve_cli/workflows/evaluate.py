@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sve_cli.data.sources import local_splits, split_name
+from sve_cli.data.sources import local_splits, require_apart, split_name
 from sve_cli.decisions import cautions, fit_decisions, measure_decisions
 from sve_cli.diagnosis import diagnose
 from sve_cli.ensemble import Ensemble
@@ -287,7 +287,8 @@ class _Lazy:
         return self._ensemble
 
     def check_ood(self, names: list[str], features: bool = False) -> None:
-        """Refuse or warn before any work: a set of another kind, the training set itself."""
+        """Refuse or warn before any work: a set of another kind, the training set itself, one set written in two ways."""
+        require_apart(names)
         new = [name for name in names if self._saved(name, features) is None]
         if new:
             self.session.check_ood(new)

@@ -16,7 +16,7 @@ from sve_cli.export import Artifact
 from sve_cli.export.artifact import averaging
 from sve_cli.export.card import base_name
 from sve_cli.export.card_metadata import Results
-from sve_cli.predictions import Predictions
+from sve_cli.predictions import UNKNOWN_LABEL, Predictions
 from sve_cli.rundir import RunDir, file_digest
 from sve_cli.workflows.distil_scores import averaged_predictions
 from sve_cli.workflows.session import Session
@@ -37,10 +37,10 @@ def results_of_run(
     if test is None or not scores(test):
         return lambda artifact: None
     averaged = cache(lambda: scores(averaged_predictions(session, ensemble, "test")))
-    whole = {"ensemble": scores(test, how)}
+    whole, labelled = {"ensemble": scores(test, how)}, int((test.labels_N != UNKNOWN_LABEL).sum())  # what the scores are over
 
     def results(artifact: Artifact) -> Results | None:
-        claim, member = artifact.claim, artifact.member
+        claim, member, n = artifact.claim, artifact.member, labelled
         if claim in ("members", "ensemble"):
             rows = whole
         elif claim == "member" and member is not None:
@@ -50,11 +50,12 @@ def results_of_run(
         elif claim == "live":
             systems = prepared["distilled"].facts["systems"]
             rows = {name: {key: systems[name][key] for key in SCORES} for name in ("distilled", "ensemble")}
+            n = prepared["distilled"].facts["test_samples"]
         else:
             return None
         way = f"is {averaging(how)}, without a temperature" if claim != "live" else "is at its temperature"
         note = f"The ensemble's row {way}."
-        return Results(base_name(session.recipe.data.name), "test", test.n_samples, rows, definitions(), note)
+        return Results(base_name(session.recipe.data.name), "test", n, rows, definitions(), note)
 
     return results
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
 
 from sve_cli import __version__
@@ -33,6 +34,20 @@ class CiOptions:
     recipe: str | None = "quickstart"
     predictions: str | None = None
     package: str = f"sve-cli=={__version__}"
+
+
+def installed_from() -> tuple[str, bool]:
+    """(what pip installs to have this very package, whether a build can get it): as the installation itself recorded it (PEP 610).
+
+    Not where it was installed from a folder, which a build has not.
+    """
+    recorded = json.loads(distribution("sve-cli").read_text("direct_url.json") or "{}")
+    url, version_control = str(recorded.get("url", "")), recorded.get("vcs_info")
+    if version_control:
+        return f"sve-cli @ {version_control['vcs']}+{url}@{version_control['commit_id']}", True
+    if "archive_info" in recorded and not url.startswith("file:"):
+        return f"sve-cli @ {url}", True
+    return CiOptions().package, not recorded
 
 
 def write_ci(root: Path, options: CiOptions) -> list[Path]:

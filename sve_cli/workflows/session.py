@@ -21,7 +21,7 @@ from torch import Tensor
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
 from sve_cli.data.load import ROLES, limited, load_data, load_samples
-from sve_cli.data.sources import local_state, place_of, stored_files
+from sve_cli.data.sources import local_state, place_of, require_apart, stored_files
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError, SveError
 from sve_cli.factors import FactorStore
@@ -127,12 +127,17 @@ class Session:
         """Open out-of-distribution sets, and warn where one is the data of the run itself.
 
         Raises:
-            DataError: a set that does not exist, is empty, or is of another kind.
+            DataError: a set that does not exist, is empty, or is of another kind, or one set written in two ways.
         """
+        require_apart(names)
         for warning in ood_warnings(self.recipe, names):
             self.log.warn(warning)
         for name in names:
-            samples, _ = self.split(name)
+            try:
+                samples, _ = self.split(name)
+            except DataError as error:
+                where = "data.ood" if name in self.recipe.data.ood else "The out-of-distribution sets"
+                raise DataError(f"{where}: {error.message}", error.hint) from error
             if len(samples) == 0:
                 raise DataError(f"The OOD set '{name}' is empty.", "Choose another split.")
 
@@ -183,7 +188,7 @@ class Session:
         """The trained ensemble of a run.
 
         Raises:
-            CheckpointError: the trained state is missing or damaged, or the checkpoint or the classes of the data are not those
+            CheckpointError: the trained state is missing or damaged, or the checkpoint, the data or their classes are not those
                 it was trained on.
         """
         if self.digest() != read_json(run.path / "recipe.lock.json")["checkpoint"]:
@@ -191,6 +196,7 @@ class Session:
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
             )
+        self._require_data(run)
         if (trained := run_classes(run)) != [str(name) for name in self.task.classes]:
             new = [name for name in self.task.classes if name not in trained]
             what = f"'{new[0]}' is new" if new else "their order or number is another"
@@ -202,6 +208,17 @@ class Session:
         ensemble = self.build(log_store=False)
         ensemble.load_trained(state)
         return ensemble
+
+    def _require_data(self, run: RunDir) -> None:
+        """Refuse splits that are not those the run was made with: its scores, temperature and provenance speak of these."""
+        made_with = read_json(run.path / "recipe.lock.json")["data"]
+        for role in ROLES:
+            samples: Samples | None = getattr(self.data, role)
+            if samples is not None and role in made_with and samples.fingerprint() != made_with[role]:
+                raise CheckpointError(
+                    f"The {role} split of '{self.recipe.data.name}' is not the one that '{run.path}' was made with.",
+                    "Put the data back as they were, or score the new ones as a set of their own: sve shift RUN --sets NAME.",
+                )
 
     def predict(self, ensemble: Ensemble, name: str, model_digest: str, keep_features: bool = False) -> Predictions:
         """Predictions of every member on a split or set, with progress; with their features (M, N, F) if asked for."""

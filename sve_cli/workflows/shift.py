@@ -77,7 +77,9 @@ def shift(
     trained = file_digest(run.path / "ensemble.safetensors")
     cells = Cells(session, session.load_run(run), trained, (out or run.path / "shift") / "cells")
     how = run_aggregate(run)
-    judge = Judge(recipe.evaluate, how, _temperature(run, how), recipe.seed)
+    # Of all rows, so that --limit does not change the unit.
+    varying = len(_option_counts(session.data.test).union(*(other.options for other in others))) > 1
+    judge = Judge(recipe.evaluate, how, _temperature(run, how), recipe.seed, varying)
     clean, found, seconds = _measure(cells, judge, test, chosen, levels, others)
     members = recipe.method.members
     result = Shift(
@@ -88,7 +90,8 @@ def shift(
         kinds={c.name: Kind(c.title, c.group, c.sentence, c.strengths()) for c in chosen},
         clean=clean, cells=found, sets=seconds, warnings=warnings, provenance=_provenance(run, cells, how, command),
     )  # fmt: skip
-    result = replace(result, notes=[*session.data.notes, *(other.note for other in others if other.note), *_remarks(result)])
+    notes = [*session.data.notes, *(other.note for other in others if other.note), *_remarks(result, varying)]
+    result = replace(result, notes=notes)
     folder = out or run.path / "shift" / cells.key_of([c.name for c in chosen], levels, list(sets), test.fingerprint(), how)
     _write(folder, result)
     return folder, result
@@ -121,12 +124,18 @@ def _data_seed(recipe: Recipe) -> int:
 
 @dataclass(frozen=True)
 class _Other:
-    """Another labelled set: its rows with a label of the run's, how many have none, and that in words."""
+    """Another labelled set: its rows with a label of the run's, how many have none, that in words, and its numbers of options."""
 
     name: str
     samples: Samples
     left_out: int
     note: str
+    options: set[int]
+
+
+def _option_counts(samples: Samples | None) -> set[int]:
+    """The numbers of options of questions; empty for other inputs, whose classes are one number."""
+    return set() if samples is None else {len(choices) for choices in samples.inputs.get("choices", ())}
 
 
 def _second_set(session: Session, name: str, limit: int | None) -> _Other:
@@ -152,14 +161,15 @@ def _second_set(session: Session, name: str, limit: int | None) -> _Other:
         )
     # Label distributions are over the set's own classes, and nothing here reads them.
     samples = replace(samples, labels_N=labels_N, classes=classes, soft_labels_NC=None).subset(kept_N)
+    options = _option_counts(samples)
     if limit is not None:
         samples = limited(samples, limit, _data_seed(recipe))
     left_out = int((~kept_N).sum())
     if not left_out:
-        return _Other(name, samples, 0, "")
+        return _Other(name, samples, 0, "", options)
     strange = f"; {len(foreign)} of its classes the run does not know, such as '{foreign[0]}'" if foreign else ""
     note = f"{name}: {left_out:,} of {len(kept_N):,} rows have no label of the run's and are left out{strange}."
-    return _Other(name, samples, left_out, note)
+    return _Other(name, samples, left_out, note, options)
 
 
 def _own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
@@ -217,9 +227,11 @@ def _reduction(session: Session) -> Callable[[Image.Image], Image.Image] | None:
     return reduce
 
 
-def _remarks(found: Shift) -> list[str]:
-    """What the reader of the means should know about corruptions that change nothing, and about the temperature."""
+def _remarks(found: Shift, varying: bool) -> list[str]:
+    """What the reader of the means should know about corruptions that change nothing, the temperature, and the unit."""
     notes = [] if found.temperature is not None else ["The run has no fitted temperature, so that nothing is shown after one."]
+    if varying:
+        notes.append("The number of options varies: in every row, entropies are divided by the logarithm of that of each question.")
     if names := found.untouched():
         shown = ", ".join(f"{found.kinds[name].title.lower()} ({name})" for name in names)
         notes.append(

@@ -50,10 +50,10 @@ class Cells:
             strength: what `made` depends on beside `clean` and `name`.
         """
         stem = self.root / self.key_of(clean.fingerprint()) / f"{slug(name)}-{self.key_of(name, strength)[:6]}"
-        if stem.with_name(stem.name + ".safetensors").is_file():
+        if (kept := self._kept(stem)) is not None:
             self.kept += 1
             advance(len(clean) * self.ensemble.n_members, name)
-            return Predictions.load(stem)
+            return kept
         samples = clean if made is None else made()
         encoded = self.session.task.encode(samples)
         onward = increments(advance)
@@ -63,6 +63,16 @@ class Cells:
         _save(found, stem)
         self.made += 1
         return found
+
+    def _kept(self, stem: Path) -> Predictions | None:
+        """The predictions of a cell that was made before; None, after a warning, where they are damaged: they are made again."""
+        if not stem.with_name(stem.name + ".safetensors").is_file():
+            return None
+        try:
+            return Predictions.load(stem)
+        except SveError as error:
+            self.session.log.warn(f"{error.message} It is predicted again.")
+            return None
 
 
 def _save(predictions: Predictions, stem: Path) -> None:

@@ -39,12 +39,18 @@ class Scored:
 
 @dataclass(frozen=True)
 class Judge:
-    """Predictions to scores, as the run's own evaluation makes them. `how`: the aggregate, with the fitted weights."""
+    """Predictions to scores, as the run's own evaluation makes them.
+
+    Attributes:
+        how: the aggregate, with the fitted weights.
+        per_option: whether entropies are divided by ln K_n, for all sets alike: a change between two units means nothing.
+    """
 
     spec: EvaluateSpec
     how: str
     temperature: Temperature | None
     seed: int
+    per_option: bool
 
     @property
     def metrics(self) -> list[Metric]:
@@ -58,7 +64,7 @@ class Judge:
     def score(self, predictions: Predictions) -> Scored:
         """All metrics with their intervals; every sample has a label."""
         sides = [predictions] if self.temperature is None else [predictions, self.temperature.apply(predictions)]
-        views = [aggregate(side, self.how) for side in sides]
+        views = [aggregate(side, self.how, self.per_option) for side in sides]
         found = [self._of(view) for view in views]
         return Scored(views, Scores(*found) if len(found) > 1 else Scores(found[0], {}))
 

@@ -8,6 +8,7 @@ import re
 from dataclasses import asdict
 from pathlib import Path
 
+from sve_cli.errors import SveError
 from sve_cli.posthoc.state import Posthoc
 from sve_cli.predictions import Predictions
 from sve_cli.recipe import EvaluateSpec
@@ -47,8 +48,16 @@ def evaluation_folder(run: RunDir, spec: EvaluateSpec, ood: dict[str, str]) -> P
 
 
 def stored_posthoc(evaluation: Path) -> Posthoc:
-    """What an evaluation fitted."""
-    return Posthoc.from_json((evaluation / "posthoc.json").read_text(encoding="utf-8"))
+    """What an evaluation fitted.
+
+    Raises:
+        SveError: a file of the evaluation is missing or was changed.
+    """
+    path = evaluation / "posthoc.json"
+    try:
+        return Posthoc.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SveError(f"Cannot read '{path}' ({error}).", f"Remove '{evaluation}' and evaluate the run again.") from error
 
 
 def stored_aggregate(evaluation: Path) -> str:

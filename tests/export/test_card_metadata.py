@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from sve_cli.export.card import needs
 from sve_cli.export.card_metadata import license_of
 from sve_cli.recipe.spec import ModelSpec
 
@@ -39,3 +40,20 @@ def test_it_is_read_without_a_word_to_the_user(
     finally:
         logger.removeHandler(caplog.handler)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("import json, timm, torch\nfrom PIL import Image", "# pip install pillow timm torch\n"),
+        ("from sentence_transformers import SentenceTransformer", "# pip install sentence-transformers\n"),
+        (
+            'from transformers import AutoTokenizer\nt(["a"], return_tensors="pt")\nimport onnxruntime',
+            "# pip install onnxruntime torch transformers\n",
+        ),
+        ("import sve_cli, torch", ""),
+        ("import json", ""),
+    ],
+)
+def test_a_card_says_what_its_code_needs(code: str, expected: str) -> None:
+    assert needs(code) == expected

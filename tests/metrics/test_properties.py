@@ -67,6 +67,21 @@ def test_entropy_is_relative_only_when_options_vary() -> None:
     np.testing.assert_allclose(aggregate(Predictions(logits, labels, ids, list("ABCDE"), mask_NC=same)).entropy_N, np.log(4))
 
 
+def test_the_unit_of_entropies_can_be_decided_for_all_sets() -> None:
+    """Uniform over 3, 4 and 5 options in nats, and over 4 everywhere as a share of ln 4, mask or no mask."""
+    logits_MNC = np.zeros((2, 3, 5), dtype=np.float32)
+    mask_NC = np.arange(5)[None] < np.array([[3], [4], [5]])
+    varying = Predictions(logits_MNC, np.zeros(3, dtype=np.int64), list("abc"), list("ABCDE"), mask_NC=mask_NC)
+    np.testing.assert_allclose(aggregate(varying, per_option=False).entropy_N, np.log([3, 4, 5]))
+    np.testing.assert_array_equal(aggregate(varying, per_option=True).entropy_N, aggregate(varying).entropy_N)
+    fixed = replace(varying, logits_MNC=logits_MNC[:, :, :4], classes=list("ABCD"), mask_NC=None)
+    for mask in (None, np.ones((3, 4), dtype=bool)):
+        np.testing.assert_allclose(aggregate(replace(fixed, mask_NC=mask), per_option=True).entropy_N, 1.0)
+        np.testing.assert_array_equal(
+            aggregate(replace(fixed, mask_NC=mask), per_option=False).entropy_N, aggregate(replace(fixed, mask_NC=mask)).entropy_N
+        )
+
+
 def test_one_option_has_no_uncertainty() -> None:
     mask = np.array([[True, False], [True, True]])
     logits, labels = np.zeros((2, 2, 2), dtype=np.float32), np.zeros(2, dtype=np.int64)

@@ -120,6 +120,10 @@ def test_columns_of_numbers_are_cut_into_quarters() -> None:
     assert grouping("one", ["x", "x"]) is None and grouping("text", [f"t{i}" for i in range(300)]) is None
     empty = grouping("part", ["", "x"])
     assert empty is not None and empty.values == ["(none)", "x"]
+    # Some values are not known: the others are numbers all the same.
+    partly = grouping("length", ["", *(str(i) for i in range(100)), ""])
+    assert partly is not None and partly.values == ["0-24", "25-49", "50-74", "75-99", "(none)"]
+    assert np.flatnonzero(partly.group_N == 4).tolist() == [0, 101] and partly.group_N[1:101].tolist() == made.group_N.tolist()
 
 
 def test_varying_options_have_no_classes() -> None:

@@ -66,6 +66,17 @@ def test_members_that_agree_tie_exactly() -> None:
         assert OOD_SCORES.resolve(name)().score(same).tolist() == [0.0] * 50, name
 
 
+def test_log_probabilities_have_no_energy() -> None:
+    """What other tools store as probabilities: rounding must not rank samples."""
+    rng = np.random.default_rng(0)
+    logits_MNC = rng.normal(size=(2, 500, 7)).astype(np.float32)
+    logs_MNC = np.log(np.exp(logits_MNC) / np.exp(logits_MNC).sum(axis=2, keepdims=True)).astype(np.float32)
+    ids = [str(i) for i in range(500)]
+    given, logs = (Predictions(x, np.zeros(500, dtype=np.int64), ids, list("abcdefg")) for x in (logits_MNC, logs_MNC))
+    score = OOD_SCORES.resolve("energy")()
+    assert (score.score(logs) == 0.0).all() and len(np.unique(score.score(given))) == 500
+
+
 def test_members_that_vote_apart() -> None:
     """Votes a, a, b and a, b, c; the mean logit's maximum is not the mean of the maxima."""
     logits = np.zeros((3, 2, 3))

@@ -10,13 +10,18 @@ from sve_cli.report import BinChoice, RiskCurve
 
 
 def test_the_risk_curve_is_drawn_where_its_numbers_are() -> None:
-    curve = RiskCurve([0.5, 1.0], [0.1, 0.2], [0.05, 0.15], [0.9, 0.25], [0.0, 0.2], 0.2)
+    curve = RiskCurve([0.25, 1.0], [0.1, 0.2], [0.05, 0.15], [0.9, 0.25], [0.0, 0.2], 0.2)
     drawing = risk_svg(curve, [(1.0, 0.2)], [], "x")
     # x 42 … 348; y 228 (no errors) … 44 (1.25 times 20 %); the band is cut at the top.
-    assert '<path class="stroke-id" d="M195.0 154.4L348.0 80.8"/>' in drawing
-    assert '<path class="stroke-ood" d="M195.0 228.0L348.0 80.8"/>' in drawing
+    assert '<path class="stroke-id" d="M118.5 154.4L348.0 80.8"/>' in drawing
+    assert '<path class="stroke-ood" d="M118.5 228.0L348.0 80.8"/>' in drawing
     assert '<path class="diagonal" d="M42.0 80.8L348.0 80.8"/>' in drawing, "at random: flat"
-    assert 'class="band" d="M195.0 44.0L' in drawing and '<circle class="dot-id" cx="348.0" cy="80.8"' in drawing
+    assert 'class="band" d="M118.5 44.0L' in drawing and '<circle class="dot-id" cx="348.0" cy="80.8"' in drawing
+
+
+def test_the_band_of_half_the_answers_is_inside_the_figure() -> None:
+    curve = RiskCurve([0.5, 1.0], [0.0, 0.004], [0.0, 0.001], [0.016, 0.015], [0.0, 0.004], 0.004)
+    assert 'class="band" d="M195.0 44.0L348.0 55.5L348.0 216.5L195.0 228.0' in risk_svg(curve, [], [], "x")
 
 
 def test_the_number_of_bins_in_use_is_marked() -> None:

@@ -17,7 +17,7 @@ from torch.distributions import Dirichlet
 from sve_cli.methods.distilled import build_student
 from sve_cli.prediction import predict_logits
 from sve_cli.recipe.spec import MethodSpec, TrainSpec
-from sve_cli.training import Checkpointer, Trainer
+from sve_cli.training import Checkpointer, Trainer, distillation
 from sve_cli.training.distillation import Distillation, Teacher, best_line, best_temperature, divergence
 
 CPU = torch.device("cpu")
@@ -102,6 +102,22 @@ def test_members_that_differ_more_where_they_are_unsure_give_a_falling_line() ->
     teacher = Teacher(logits_MNC, None, 1.0, "probs")
     weight, bias = best_line(teacher, teacher.targets(np.arange(400), CPU)[0].log())
     assert weight == pytest.approx(-1.5, abs=0.4) and bias == pytest.approx(3.0, abs=0.4)
+
+
+def test_rows_in_the_order_of_their_classes_give_the_line_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Members agree on the first half of the rows and differ on the second, as on easy and hard classes of sorted data."""
+    monkeypatch.setattr(distillation, "FIT_ROWS", 150)
+    torch.manual_seed(0)
+    probs_NC = torch.softmax(torch.randn(300, 5).double(), -1)
+    log_precision_N = torch.where(torch.arange(300) < 150, 7.0, 2.0).double()
+    logits_MNC, exists = drawn_members(probs_NC, log_precision_N), np.ones((300, 5), dtype=bool)
+    teacher = Teacher(logits_MNC, exists, 1.0, "probs")
+    found = best_line(teacher, probs_NC.log(), 3)
+    assert found == best_line(teacher, probs_NC.log(), 3) != best_line(teacher, probs_NC.log(), 4)
+    monkeypatch.setattr(distillation, "FIT_ROWS", 300)
+    whole = best_line(teacher, probs_NC.log(), 3)
+    assert whole == best_line(teacher, probs_NC.log(), 4)  # all rows: nothing is drawn
+    assert found[1] == pytest.approx(whole[1], abs=0.3)
 
 
 def test_a_student_that_says_the_mean_has_no_divergence() -> None:

@@ -274,3 +274,14 @@ def test_a_temperature_is_used_with_the_averaging_it_was_fitted_for() -> None:
             expected = METRICS.resolve("nll").compute(aggregate(side.temperature.apply(test), side.aggregate))
             assert value == pytest.approx(expected)
         assert "After temperature scaling each is on its own" in " ".join(pair.notes)
+
+
+def test_too_few_permutations_for_the_correction_are_told(sve: Any, trained: Path, noisy: Path) -> None:
+    def notes(permutations: int) -> list[str]:
+        found = sve.json("compare", trained, noisy, "--metrics", "nll", "--bootstrap", 100, "--permutations", permutations)
+        return [note for note in found["pairs"][0]["notes"] if "permutations no p-value" in note]
+
+    few = notes(19)
+    assert "With 19 permutations no p-value is below 0.05, and after the correction for" in few[0]
+    enough = int(few[0].split("--permutations ")[1].split(" ")[0].replace(",", ""))
+    assert notes(enough) == notes(0) == [] and notes(enough - 1)

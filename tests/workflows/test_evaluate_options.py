@@ -17,6 +17,7 @@ from PIL import Image
 
 from sve_cli.data import load_data
 from sve_cli.data.digits import load_digits
+from sve_cli.errors import SveError
 from sve_cli.posthoc.state import Posthoc, split_validation
 from sve_cli.posthoc.vector import fit_vector
 from sve_cli.predictions import Predictions
@@ -25,6 +26,7 @@ from sve_cli.recipe.spec import EvaluateSpec
 from sve_cli.rundir import EVALUATING, RunDir, only_process
 from sve_cli.workflows import evaluate as workflow
 from sve_cli.workflows import session
+from sve_cli.workflows.stored import stored_posthoc
 
 TINY = [
     "quickstart", "train.epochs=1", "train.batch_size=16", "train.precision=float32", "evaluate.bootstrap=0", "method.members=2"
@@ -194,3 +196,68 @@ def test_names_of_sets_that_are_not_local_are_read_as_before() -> None:
     for data, name, split in (("digits", "digits", "test"), ("digits:train", "digits", "train"), ("u/set:dev", "u/set", "dev")):
         recipe = workflow.checkpoint_recipe("m", data, "image_classification", [])
         assert (recipe.data.name, recipe.data.splits.test) == (name, split)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("textures", "textures:test"), ("o.csv", "./o.csv"), ("sets/far", "sets/far:test"), ("o.csv", "HERE/o.csv:test")],
+)
+def test_one_set_in_two_spellings_is_refused_before_any_work(
+    sve: Any, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o.csv").write_text("image\n")
+    (tmp_path / "sets" / "far").mkdir(parents=True)
+    second, before = second.replace("HERE", str(tmp_path)), sve.digests(run)
+    saying = f"'{first}' and '{second}' are the same"
+    sve.check_refuses("ood", run, "--sets", f"{first},{second}", saying=saying)
+    assert sve.digests(run) == before
+    names = json.dumps([first, second])
+    sve.check_refuses("train", *TINY, f"data.ood={names}", "--out", "new", "--dry-run", saying=saying)
+    sve.check_refuses("train", *TINY, 'data.ood=["nowhere"]', "--out", "new", "--dry-run", saying="data.ood: Data set 'nowhere'")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_run_is_not_judged_on_other_data_than_its_own(sve: Any, tmp_path: Path) -> None:
+    table = load_digits("train")
+    place = tmp_path / "mine"
+    place.mkdir()
+    for split, rows in (("train", table.slice(0, 80)), ("validation", table.slice(80, 40)), ("test", table.slice(120, 40))):
+        pq.write_table(rows, place / f"{split}.parquet")
+    run = tmp_path / "run"
+    sve("train", *TINY, f"data.name={place}", "data.ood=[]", "--out", run)
+    sve("evaluate", run, "--batch-size", 7)
+    labels = table.slice(120, 40).column("label").to_pylist()
+    turned = table.slice(120, 40).set_column(table.column_names.index("label"), "label", pa.array(labels[::-1]))
+    pq.write_table(turned.replace_schema_metadata(table.schema.metadata), place / "test.parquet")
+    before = sve.digests(run)
+    saying = f"The test split of '{place}' is not the one that '{run}' was made with."
+    for command in (["evaluate", run, "--batch-size", 9], ["shift", run], ["diversity", run], ["export", run, "--to", "merged"]):
+        sve.check_refuses(*command, saying=saying)
+    assert sve.digests(run) == before
+    pq.write_table(table.slice(120, 40), place / "test.parquet")
+    sve("evaluate", run, "--batch-size", 9)
+
+
+def test_an_evaluation_without_its_fits_is_a_sentence(run: Path) -> None:
+    (evaluation,) = RunDir.open(run).evaluations()
+    (evaluation / "posthoc.json").unlink()
+    with pytest.raises(SveError, match=r"Cannot read '.*posthoc.json' .+ Remove '.+' and evaluate the run again"):
+        stored_posthoc(evaluation)
+
+
+def test_a_damaged_cell_of_a_shift_is_predicted_again(sve: Any, run: Path) -> None:
+    command = ["shift", run, "--corruptions", "jpeg", "--severities", "5"]
+    before = sve.json(*command)
+    cell = next(path for path in run.glob("shift/cells/*/jpeg-5*.safetensors"))
+    cell.write_bytes(cell.read_bytes()[:100])
+    assert sve.json(*command)["shift"]["cells"] == before["shift"]["cells"] and "It is predicted again." in sve.err
+
+
+@pytest.mark.parametrize("severity", ["+-3", "3.", "three", ""])
+def test_what_is_no_severity(sve: Any, run: Path, severity: str) -> None:
+    sve.check_refuses("shift", run, "--severities", severity or "1,x", saying="is no severity")
+
+
+def test_a_split_of_the_run_is_no_foreign_set(sve: Any, run: Path) -> None:
+    sve.check_refuses("diversity", run, "--ood", "test", saying="'test' is a split of the run's own data")

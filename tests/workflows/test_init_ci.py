@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ import yaml
 
 from sve_cli import cli
 from sve_cli.gate import load_gates
-from sve_cli.workflows.init_ci import BASELINE
+from sve_cli.workflows import init_ci
+from sve_cli.workflows.init_ci import BASELINE, installed_from
 
 WORKFLOW = Path(".github/workflows/calibration.yml")
 TINY = (
@@ -124,7 +126,7 @@ def test_the_files(sve: Any, tmp_path: Path, arguments: tuple[str, ...]) -> None
         assert re.fullmatch(r"actions/[a-z-]+@v\d+", step.get("uses", "actions/x@v1"))
         assert "${{" not in step.get("run", ""), "what GitHub puts into a script can be an attack"
     assert "@package@" not in text and "# [" not in text and ("train" in text) == (not arguments)
-    assert any("SVE_PACKAGE" in step.get("run", "") for step in steps) and document["env"]["SVE_PACKAGE"].startswith("sve-cli==")
+    assert any("SVE_PACKAGE" in step.get("run", "") for step in steps) and document["env"]["SVE_PACKAGE"] == installed_from()[0]
     gates = load_gates(tmp_path / "repository" / "gates.yaml")
     assert gates.settings.baseline == BASELINE and list(gates.gates) == ["accuracy", "nll", "ece_top1_w15"]
 
@@ -151,3 +153,29 @@ def test_what_is_refused(sve: Any, tmp_path: Path) -> None:
     (tmp_path / "gates.yaml").unlink()
     sve("init", "ci", "--recipe", "bins.yaml")
     assert "ece_top1_w20" in load_gates(tmp_path / "gates.yaml").gates
+
+
+@pytest.mark.parametrize(
+    ("recorded", "expected"),
+    [
+        (None, ("sve-cli==", True)),
+        ({"url": "file:///home/me/sve", "dir_info": {"editable": True}}, ("sve-cli==", False)),
+        ({"url": "file:///tmp/sve.whl", "archive_info": {}}, ("sve-cli==", False)),
+        ({"url": "https://x.org/sve.whl", "archive_info": {}}, ("sve-cli @ https://x.org/sve.whl", True)),
+        (
+            {"url": "https://x.org/sve", "vcs_info": {"vcs": "git", "commit_id": "ab12"}},
+            ("sve-cli @ git+https://x.org/sve@ab12", True),
+        ),
+    ],
+)
+def test_a_build_installs_what_is_installed_here(
+    sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, Any] | None, expected: tuple[str, bool]
+) -> None:
+    class Distribution:
+        def read_text(self, name: str) -> str | None:
+            return None if recorded is None else json.dumps({"direct_url.json": recorded}[name])
+
+    monkeypatch.setattr(init_ci, "distribution", lambda name: Distribution())
+    sve("init", "ci", "--out", "repository")
+    package = yaml.safe_load((tmp_path / "repository" / WORKFLOW).read_text())["env"]["SVE_PACKAGE"]
+    assert package.startswith(expected[0]) and ("see --package" in sve.err) == (not expected[1])

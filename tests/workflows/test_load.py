@@ -80,7 +80,7 @@ def test_members_are_chosen_one_after_another() -> None:
     names = [str(i) for i in range(200)]
     doubled = Predictions(np.tile(logits_MNC, (1, 50, 1)), np.zeros(200, dtype=np.int64), names, ["a", "b"])
     chosen, sentence = best_members(doubled, 2, seed=0)
-    assert set(chosen) == {1, 2} and "Members" in sentence and "100 validation samples" in sentence
+    assert set(chosen) == {1, 2} and "Members" in sentence and "100 labelled validation samples" in sentence
     assert best_members(doubled, 3, seed=0)[0][:2] == chosen
 
 

@@ -204,3 +204,45 @@ def test_weights_of_the_members_hold_under_shift(sve: Any, run: Path) -> None:
     for side, key in (("ensemble", "ensemble"), ("temperature", "temperature")):
         here = found["clean"]["scores"][side]["nll"]["value"]
         assert here == pytest.approx(rows[key]["nll"]["value"]) != plain["clean"]["scores"][side]["nll"]["value"]
+
+
+def question_run(sve: Any, lab: Any, folder: Path) -> Path:
+    """A run of two members on questions, one of twelve with three options and the others with four; a set of four each."""
+    data = folder / "questions"
+    data.mkdir()
+    words = ["red", "green", "blue", "yes"]
+    for split, n in (("train", 8), ("validation", 8), ("test", 12), ("four", 12)):
+        counts = [3 if i == 0 and split != "four" else 4 for i in range(n)]
+        rows = [{"question": f"what is {split} {i}", "choices": words[:k], "label": i % 3} for i, k in enumerate(counts)]
+        (data / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    (data / "four.jsonl").rename(folder / "four.jsonl")
+    (folder / "r.yaml").write_text(
+        f"model: {{name: {lab.root / 'llama'}}}\ndata: {{name: {data}}}\ntask: {{name: multiple_choice}}\n"
+        "method: {name: sve, members: 2}\ntrain: {epochs: 1, precision: float32}\n"
+        "evaluate: {bootstrap: 0, temperature: false}\n",
+        encoding="utf-8",
+    )
+    sve("train", "r.yaml", "--out", folder / "run")
+    return folder / "run"
+
+
+def test_entropies_of_all_sets_are_in_one_unit(sve: Any, lab: Any, tmp_path: Path) -> None:
+    """Options vary among the clean rows alone, and neither there nor in the set under the limit that drops the odd question."""
+    run = question_run(sve, lab, tmp_path)
+    command = ("shift", run, "--corruptions", "drop_words", "--severities", "5", "--sets", "four.jsonl")
+    for limit in (12, 6):
+        found = sve.json(*command, "--limit", limit, "--out", tmp_path / f"out{limit}")["shift"]
+        shares = {}
+        for name, made in predicted(found).items():
+            assert made.mask_NC is not None and made.n_samples == limit
+            view, log_options_N = aggregate(made, "probs", per_option=False), np.log(made.mask_NC.sum(axis=1))
+            parts = [(values_N / log_options_N).mean() for values_N in (view.entropy_N, view.mutual_information_N)]
+            shares[name.partition("-")[0]] = parts
+            assert name != "clean" or made.mask_NC.all() == (limit == 6)
+        rows = {"clean": found["clean"], "drop_words": found["cells"][0], "four": found["sets"][0]}
+        for name, row in rows.items():
+            for key, share, clean in zip(("entropy_mean", "mutual_information_mean"), shares[name], shares["clean"], strict=True):
+                assert row["scores"]["ensemble"][key]["value"] == pytest.approx(share)
+                if name != "clean":
+                    assert row["change"]["ensemble"][key]["value"] == pytest.approx(share - clean)
+        assert any("The number of options varies" in note for note in found["notes"])

@@ -6,6 +6,7 @@ Shapes: N samples, B batch, C classes, T tokens, F features.
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,18 @@ def _sequence_classifier(folder: Path, asked: Any) -> Answer:
 
 
 def _pooled(folder: Path, asked: Any) -> Answer:
-    """AutoModel, then what 1_Pooling and 2_Dense say: the computation of SentenceTransformer(folder)."""
+    """SentenceTransformer(folder); where that is not installed its computation: AutoModel, then what 1_Pooling and 2_Dense say."""
     import transformers
 
     encoder, missing = opened(transformers.AutoModel, folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    if find_spec("sentence_transformers") is not None:
+        import sentence_transformers
+
+        model = sentence_transformers.SentenceTransformer(str(folder), device="cpu").float().eval()
+        logits_NC = torch.cat([model(dict(batch))["sentence_embedding"] for batch in asked.tokenised(tokenizer)])
+        libraries = versions(transformers, sentence_transformers)
+        return {"logits": logits_NC}, {"classes": class_names(encoder.config), "missing": missing, "versions": libraries}
     pooling = json.loads((folder / "1_Pooling" / "config.json").read_text(encoding="utf-8"))
     tensors = {name: tensor.float() for name, tensor in load_file(folder / "2_Dense" / "model.safetensors").items()}
     logits = []

@@ -66,6 +66,7 @@ def diversity(
     session = open_session(recipe, log, limit, need=("train", "test"))
     session.check_ood(names)
     ensemble = session.load_run(run)
+    session.require_data(run, ["train"])
     trained = file_digest(run.path / "ensemble.safetensors")
     drawn = _draw(session, "test", samples)
     logits_MNC, features_MNF = session.outputs(ensemble, drawn[1], "Test features of every member", keep_features=True)

@@ -307,6 +307,7 @@ class _Lazy:
                 found = TrainingFeatures.load(folder / TRAINING_FEATURES)
                 if found.model_digest == self.digest:
                     return found
+        self.session.require_data(self.run, ["train"])
         return self.session.training_features(self.ensemble, self.digest)
 
     def before(self) -> Predictions | None:

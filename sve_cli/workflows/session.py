@@ -196,7 +196,7 @@ class Session:
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
             )
-        self._require_data(run)
+        self.require_data(run)
         if (trained := run_classes(run)) != [str(name) for name in self.task.classes]:
             new = [name for name in self.task.classes if name not in trained]
             what = f"'{new[0]}' is new" if new else "their order or number is another"
@@ -209,10 +209,17 @@ class Session:
         ensemble.load_trained(state)
         return ensemble
 
-    def _require_data(self, run: RunDir) -> None:
-        """Refuse splits that are not those the run was made with: its scores, temperature and provenance speak of these."""
+    def require_data(self, run: RunDir, roles: Sequence[str] = ("validation", "test")) -> None:
+        """Refuse splits that are not those the run was made with: its scores, temperature and provenance speak of these.
+
+        Args:
+            roles: not the training split unless it is used, as it may be large and is read whole for this.
+
+        Raises:
+            CheckpointError: naming the split.
+        """
         made_with = read_json(run.path / "recipe.lock.json")["data"]
-        for role in ROLES:
+        for role in roles:
             samples: Samples | None = getattr(self.data, role)
             if samples is not None and role in made_with and samples.fingerprint() != made_with[role]:
                 raise CheckpointError(

@@ -236,7 +236,10 @@ def test_a_run_is_not_judged_on_other_data_than_its_own(sve: Any, tmp_path: Path
         sve.check_refuses(*command, saying=saying)
     assert sve.digests(run) == before
     pq.write_table(table.slice(120, 40), place / "test.parquet")
+    pq.write_table(table.slice(0, 79), place / "train.parquet")  # what only distances to the training rows need
     sve("evaluate", run, "--batch-size", 9)
+    for command in (["diversity", run], ["ood", run, "--sets", "digits:ood", "--scores", "mahalanobis"]):
+        sve.check_refuses(*command, saying=saying.replace("test", "train", 1))
 
 
 def test_an_evaluation_without_its_fits_is_a_sentence(run: Path) -> None:

@@ -65,8 +65,7 @@ def diversity(
     limit = read_json(run.path / "recipe.lock.json")["limit"]
     session = open_session(recipe, log, limit, need=("train", "test"))
     session.check_ood(names)
-    ensemble = session.load_run(run)
-    session.require_data(run, ["train"])
+    ensemble = session.load_run(run, ROLES)
     trained = file_digest(run.path / "ensemble.safetensors")
     drawn = _draw(session, "test", samples)
     logits_MNC, features_MNF = session.outputs(ensemble, drawn[1], "Test features of every member", keep_features=True)

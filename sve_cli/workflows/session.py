@@ -184,8 +184,11 @@ class Session:
             if isinstance(linear, MatrixLinear):
                 linear.share_weight()
 
-    def load_run(self, run: RunDir) -> Ensemble:
+    def load_run(self, run: RunDir, roles: Sequence[str] = ("validation", "test")) -> Ensemble:
         """The trained ensemble of a run.
+
+        Args:
+            roles: splits that must be those the run was made with, where they are open.
 
         Raises:
             CheckpointError: the trained state is missing or damaged, or the checkpoint, the data or their classes are not those
@@ -196,7 +199,7 @@ class Session:
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
             )
-        self.require_data(run)
+        self.require_data(run, roles)
         if (trained := run_classes(run)) != [str(name) for name in self.task.classes]:
             new = [name for name in self.task.classes if name not in trained]
             what = f"'{new[0]}' is new" if new else "their order or number is another"
@@ -209,7 +212,7 @@ class Session:
         ensemble.load_trained(state)
         return ensemble
 
-    def require_data(self, run: RunDir, roles: Sequence[str] = ("validation", "test")) -> None:
+    def require_data(self, run: RunDir, roles: Sequence[str]) -> None:
         """Refuse splits that are not those the run was made with: its scores, temperature and provenance speak of these.
 
         Args:

@@ -213,7 +213,8 @@ def _is_image(name: str) -> bool:
 
 def class_folders(folder: Path) -> list[Path]:
     """The folders inside one that hold images, at any depth. A leading underscore or dot marks what is no data."""
-    inner = (p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "_")))
+    with os.scandir(folder) as entries:  # which says what is a folder without a look at each file: there may be millions
+        inner = [Path(entry) for entry in entries if entry.is_dir() and not entry.name.startswith((".", "_"))]
     return sorted(p for p in inner if next(images_below(p), None) is not None)
 
 

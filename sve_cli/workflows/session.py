@@ -21,7 +21,7 @@ from torch import Tensor
 from sve_cli import __version__
 from sve_cli.backbone import Backbone, load_backbone, looks_random
 from sve_cli.data.load import ROLES, limited, load_data, load_samples
-from sve_cli.data.sources import local_state, place_of, require_apart, stored_files
+from sve_cli.data.sources import local_splits, local_state, place_of, require_apart, stored_files
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
 from sve_cli.errors import CheckpointError, DataError, SveError
 from sve_cli.factors import FactorStore
@@ -318,7 +318,8 @@ def own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
     own = [split for split in (splits.train, splits.validation, splits.test) if split is not None]
     whole = place_of(data)[0]
     places = {place_of(split) for split in own} | {(whole, split) for split in own} | {(whole, None)}
-    files = {path for split in own for path in stored_files(f"{data}:{split}") or stored_files(split)}
+    stored = local_splits(data)
+    files = {path.resolve() for split in own for path in stored.get(split) or stored_files(split)}
     return [name for name in names if name in own or place_of(name) in places or stored_files(name) & files]
 
 

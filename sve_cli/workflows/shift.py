@@ -28,7 +28,7 @@ from sve_cli.render.shift import render_html, render_markdown
 from sve_cli.rundir import RunDir, check_seal, file_digest, read_json, write_text
 from sve_cli.samples import Samples
 from sve_cli.shift import Cell, Kind, SecondSet, Shift
-from sve_cli.workflows.session import MODALITY, Log, Session, environment, ood_warnings, open_session, run_recipe
+from sve_cli.workflows.session import MODALITY, Log, Session, environment, open_session, own_data, run_recipe
 from sve_cli.workflows.shift_cells import Cells
 from sve_cli.workflows.shift_scores import Judge
 from sve_cli.workflows.stored import run_aggregate, stored_aggregate, stored_posthoc
@@ -173,7 +173,7 @@ def _second_set(session: Session, name: str, limit: int | None) -> _Other:
 
 
 def _own_data(recipe: Recipe, names: Sequence[str]) -> list[str]:
-    return [f"'{n}' is the data this run was trained or tested on, not a shift." for n in names if ood_warnings(recipe, [n])]
+    return [f"'{n}' is the data this run was trained or tested on, not a shift." for n in own_data(recipe, names)]
 
 
 def _temperature(run: RunDir, aggregate: str) -> Temperature | None:

@@ -51,7 +51,7 @@ def stored_posthoc(evaluation: Path) -> Posthoc:
     """What an evaluation fitted.
 
     Raises:
-        SveError: a file of the evaluation is missing or was changed.
+        SveError: it cannot be read, or is of another schema.
     """
     path = evaluation / "posthoc.json"
     try:

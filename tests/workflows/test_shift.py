@@ -157,6 +157,18 @@ def test_no_run_is_refused(sve: Any, tmp_path: Path) -> None:
     sve.check_refuses("shift", tmp_path, saying="There is no run at")
 
 
+def trained_on(sve: Any, model: Path, data: Path, task: str, folder: Path) -> Path:
+    """A run of two members, without a temperature."""
+    (folder / "r.yaml").write_text(
+        f"model: {{name: {model}}}\ndata: {{name: {data}}}\ntask: {{name: {task}}}\n"
+        "method: {name: sve, members: 2}\ntrain: {epochs: 1, precision: float32}\n"
+        "evaluate: {bootstrap: 0, temperature: false}\n",
+        encoding="utf-8",
+    )
+    sve("train", "r.yaml", "--out", folder / "run")
+    return folder / "run"
+
+
 def text_run(sve: Any, lab: Any, folder: Path) -> Path:
     """A run of two members on a small BERT, whose tokenizer knows no capitals."""
     data = folder / "texts"
@@ -164,14 +176,7 @@ def text_run(sve: Any, lab: Any, folder: Path) -> Path:
     for split, n in (("train", 30), ("test", 12)):
         lines = [{"text": f"the sky is {'very ' * (i % 4)}{c}", "label": c} for i, c in enumerate(["red", "green", "blue"] * n)]
         (data / f"{split}.jsonl").write_text("\n".join(json.dumps(line) for line in lines[:n]), encoding="utf-8")
-    (folder / "r.yaml").write_text(
-        f"model: {{name: {lab.root / 'bert'}}}\ndata: {{name: {data}}}\ntask: {{name: text_classification}}\n"
-        "method: {name: sve, members: 2}\ntrain: {epochs: 1, precision: float32}\n"
-        "evaluate: {bootstrap: 0, temperature: false}\n",
-        encoding="utf-8",
-    )
-    sve("train", "r.yaml", "--out", folder / "run")
-    return folder / "run"
+    return trained_on(sve, lab.root / "bert", data, "text_classification", folder)
 
 
 @pytest.mark.slow
@@ -216,14 +221,7 @@ def question_run(sve: Any, lab: Any, folder: Path) -> Path:
         rows = [{"question": f"what is {split} {i}", "choices": words[:k], "label": i % 3} for i, k in enumerate(counts)]
         (data / f"{split}.jsonl").write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
     (data / "four.jsonl").rename(folder / "four.jsonl")
-    (folder / "r.yaml").write_text(
-        f"model: {{name: {lab.root / 'llama'}}}\ndata: {{name: {data}}}\ntask: {{name: multiple_choice}}\n"
-        "method: {name: sve, members: 2}\ntrain: {epochs: 1, precision: float32}\n"
-        "evaluate: {bootstrap: 0, temperature: false}\n",
-        encoding="utf-8",
-    )
-    sve("train", "r.yaml", "--out", folder / "run")
-    return folder / "run"
+    return trained_on(sve, lab.root / "llama", data, "multiple_choice", folder)
 
 
 def test_entropies_of_all_sets_are_in_one_unit(sve: Any, lab: Any, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def run(arguments: list[str]) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console = Console()
+    arguments = [_at_home(argument) for argument in arguments]
     try:
         code = app(arguments, standalone_mode=False)
         return _interrupted(console, arguments) if code == EXIT_INTERRUPTED else code if isinstance(code, int) else EXIT_OK
@@ -88,6 +89,12 @@ def run(arguments: list[str]) -> int:
         return error.exit_code
     except Exception as error:  # the only broad handler: a crash is our bug, and says so
         return _crashed(error, console)
+
+
+def _at_home(argument: str) -> str:
+    """`--out=~/x` with the user's folder, as `--out ~/x` has it from the shell, which leaves a tilde after an equals sign."""
+    option, equals, value = argument.partition("=")
+    return option + equals + os.path.expanduser(value) if option.startswith("--") and equals else argument
 
 
 def _interrupted(console: Console, arguments: list[str]) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,11 +28,17 @@ from sve_cli.filemode import as_usual
 COMPLETE = "COMPLETE"
 LOCK = ".lock"  # stays, so that all processes lock the same file
 EVALUATING = ".evaluating.lock"  # of a run's evaluations
+RECIPE, INPUTS = "recipe.yaml", "recipe.lock.json"
+# What the commands write into a run's folder: with anything else in it, it is not removed.
+ENTRIES = {
+    RECIPE, INPUTS, "ensemble.safetensors", "history.jsonl", "training.json", COMPLETE, LOCK, EVALUATING,
+    "checkpoints", "evaluations", "exports", "shift", "diversity", "distilled",
+}  # fmt: skip
 
 
 def runs_root(out: Path | None = None) -> Path:
     """Where runs live: `out`, else $SVE_RUNS_DIR, else ./runs."""
-    return out or Path(os.environ.get("SVE_RUNS_DIR") or "runs")
+    return out or Path(os.path.expanduser(os.environ.get("SVE_RUNS_DIR") or "runs"))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,8 +106,8 @@ def file_digest(path: Path) -> str:
 
 
 def seal(folder: Path, names: list[str]) -> None:
-    """Write COMPLETE: the digests of these files, which never change again."""
-    write_json(folder / COMPLETE, {"files": {name: file_digest(folder / name) for name in names}})
+    """Write COMPLETE: when, and the digests of these files, which never change again."""
+    write_json(folder / COMPLETE, {"files": {name: file_digest(folder / name) for name in names}, "at_ns": time.time_ns()})
 
 
 def is_complete(folder: Path) -> bool:
@@ -112,7 +120,7 @@ def how_to_finish(folder: Path) -> str:
     path = folder / "recipe.lock.json"
     lock = read_json(path) if path.is_file() else {}
     if "transferred_from" not in lock:
-        return f"Finish it with: sve train --resume {folder}"
+        return f"Finish it with: sve train --resume {shlex.quote(str(folder))}"
     limit = "" if lock["limit"] is None else f" --limit {lock['limit']}"
     return f"Start it again with: sve transfer {lock['transferred_from']['run']} {folder / 'recipe.yaml'}{limit} --out NEW_FOLDER"
 
@@ -149,6 +157,11 @@ def only_process(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _is_temporary(path: Path) -> bool:
+    """Whether `atomic_path` of a killed process left it."""
+    return path.name.startswith(".") and ".tmp" in path.name
 
 
 def require_writable(folder: Path) -> None:
@@ -212,8 +225,12 @@ class RunDir:
                     f"'{path}' exists and is not empty.",
                     "Choose another --out, or use --overwrite. A training that was stopped goes on with: sve train --resume",
                 )
-            if not (path / "recipe.yaml").is_file():
+            if not (path / INPUTS).is_file():
                 raise SveError(f"'{path}' is not a run, so it is not overwritten.", "Choose another --out.")
+            foreign = [p for p in sorted(path.iterdir()) if p.name not in ENTRIES and not _is_temporary(p)]
+            if foreign:
+                hint = "Move it away, or choose another --out."
+                raise SveError(f"'{foreign[0]}' is no file of a run, so '{path}' is not overwritten.", hint)
         require_writable(path)
 
     @staticmethod
@@ -281,5 +298,13 @@ class RunDir:
 
     def evaluations(self) -> list[Path]:
         """Finished evaluations, newest first."""
-        found = [p.parent for p in self.path.glob(f"evaluations/*/{COMPLETE}")]
-        return sorted(found, key=lambda p: (p / COMPLETE).stat().st_mtime_ns, reverse=True)
+        return sorted((p.parent for p in self.path.glob(f"evaluations/*/{COMPLETE}")), key=_sealed_at, reverse=True)
+
+
+def _sealed_at(folder: Path) -> int:
+    """When a folder was finished: a copy's files may have other times. Earlier versions did not write it down.
+
+    Raises:
+        SveError: its COMPLETE is damaged.
+    """
+    return int(read_json(folder / COMPLETE).get("at_ns") or (folder / COMPLETE).stat().st_mtime_ns)

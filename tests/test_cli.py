@@ -113,6 +113,15 @@ def test_all_faults_of_a_recipe_at_once(
     assert [p.name for p in tmp_path.iterdir()] == ["broken.yaml"]
 
 
+def test_a_tilde_after_an_equals_sign_is_the_users_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell expands it there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert cli.run(["init", "ci", "--recipe", "quickstart", "--out=~/project"]) == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["home"] and any((tmp_path / "home" / "project").iterdir())
+
+
 def test_recipes_list_show_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.run(["recipes", "list"]) == 0

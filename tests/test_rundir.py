@@ -22,6 +22,7 @@ def begun(path: Path, name: str = "a", overwrite: bool = False) -> RunDir:
 
 def make_run(root: Path, name: str, age: float, complete: bool = True) -> RunDir:
     run = begun(root / name, name)
+    write_json(run.path / "recipe.lock.json", {})
     write_text(run.path / "recipe.yaml", "seed: 0\n")
     os.utime(run.path / "recipe.yaml", (1e9 - age, 1e9 - age))
     if complete:
@@ -94,6 +95,7 @@ def test_the_name_says_recipe_time_and_digest(tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_not_lost(tmp_path: Path) -> None:
     run = make_run(tmp_path, "a", 0)
+    write_text(run.path / ".history.jsonl.77.tmp.jsonl", "left by a kill")
     with pytest.raises(SveError, match="exists and is not empty.*--overwrite"):
         begun(run.path)
     assert (run.path / "recipe.yaml").is_file()
@@ -106,6 +108,16 @@ def test_an_existing_folder_is_not_lost(tmp_path: Path) -> None:
     with pytest.raises(SveError, match="is not a run, so it is not overwritten"):
         begun(precious, overwrite=True)
     assert (precious / "chapter").is_file()
+    project = tmp_path / "project"
+    project.mkdir()
+    for name in ("recipe.yaml", "thesis.txt"):
+        (project / name).write_text("x", encoding="utf-8")
+    with pytest.raises(SveError, match="is not a run, so it is not overwritten"):  # a recipe alone is the user's own
+        begun(project, overwrite=True)
+    write_json(project / "recipe.lock.json", {})  # a run's folder that came to hold more
+    with pytest.raises(SveError, match=r"thesis\.txt' is no file of a run, so .*project' is not overwritten"):
+        begun(project, overwrite=True)
+    assert sorted(p.name for p in project.iterdir()) == ["recipe.lock.json", "recipe.yaml", "thesis.txt"]
     (tmp_path / "empty").mkdir()
     begun(tmp_path / "empty")
     begun(tmp_path / "empty")  # a lock alone is no run
@@ -134,8 +146,12 @@ def test_history_and_evaluations(tmp_path: Path) -> None:
         write_text(run.path / "evaluations" / name / "report.json", "{}")
         if name != "unfinished":
             seal(run.path / "evaluations" / name, ["report.json"])
-            os.utime(run.path / "evaluations" / name / "COMPLETE", (1e9 + k, 1e9 + k))
+            os.utime(run.path / "evaluations" / name / "COMPLETE", (1e9 - k, 1e9 - k))  # as a copy may have them
     assert [p.name for p in run.evaluations()] == ["second", "first"]
+    for k, name in enumerate(("first", "second")):  # by an earlier version, which wrote no time down
+        write_json(run.path / "evaluations" / name / "COMPLETE", {"files": {}})
+        os.utime(run.path / "evaluations" / name / "COMPLETE", (1e9 - k, 1e9 - k))
+    assert [p.name for p in run.evaluations()] == ["first", "second"]
 
 
 def test_where_runs_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +160,9 @@ def test_where_runs_live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("SVE_RUNS_DIR", str(tmp_path))
     assert runs_root() == tmp_path
     assert runs_root(tmp_path / "x") == tmp_path / "x"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("SVE_RUNS_DIR", "~/runs")
+    assert runs_root() == tmp_path / "home" / "runs"
 
 
 def test_a_second_writer_is_refused(tmp_path: Path) -> None:
@@ -158,6 +177,7 @@ def test_a_run_at_work_is_not_overwritten(tmp_path: Path) -> None:
     with RunDir.begin(tmp_path / "a", "a", "d" * 64, exact=True) as run:
         with pytest.raises(SveError, match="Another process is training"):  # before anything is written
             begun(run.path)
+        write_json(run.path / "recipe.lock.json", {})
         write_text(run.path / "recipe.yaml", "seed: 0\n")
         with pytest.raises(SveError, match="Another process is training"):
             begun(run.path, overwrite=True)

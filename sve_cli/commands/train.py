@@ -36,6 +36,8 @@ def train(
     console = Console(json_mode=as_json)
     if resume:
         _refuse_with_resume(overrides, limit, dry_run, overwrite)
+        if recipe and out:
+            raise SveError("A resumed run stays in its folder.", "Leave out --out.")
         run = RunDir.open(Path(recipe)) if recipe else RunDir.open(out) if out else RunDir.newest(runs_root(), complete=False)
         if run.complete:
             raise SveError(f"'{run.path}' is already complete.", f"Look at it with: sve evaluate {run.path}")

@@ -181,15 +181,19 @@ def _apply_override(reader: Reader, root: Node, override: str) -> None:
 def _switch_method(root: Node, overrides: Sequence[str]) -> None:
     """`method.name=other` on the command line keeps data, task and schedule, and drops what suits the file's method only.
 
-    That is its parameters and learning rates and, for a method that is one network, the number of members.
+    That is its parameters, its weight decay and learning rates (not the head's: all methods have heads) and, for a method that
+    is one network or from one, the number of members. An alias is its method with another number of members.
     """
-    chosen = [text.strip() for path, _, text in (o.partition("=") for o in overrides) if path.strip() == "method.name"]
+    chosen = [text.strip(" \"'") for path, _, text in (o.partition("=") for o in overrides) if path.strip() == "method.name"]
     method, name, train = _child(root, "method"), _child(root, "method.name"), _child(root, "train")
-    if not chosen or method is None or name is None or chosen[-1] == name.value:
+    if not chosen or method is None or name is None or name.kind != "text" or chosen[-1] == name.value:
+        return
+    (new, fixed), (old, _) = (METHOD_ALIASES.get(n, (n, {})) for n in (chosen[-1], str(name.value)))
+    if new in ONE_NETWORK or old in ONE_NETWORK or "members" in fixed:
+        method.entries.pop("members", None)
+    if new == old:
         return
     method.entries.pop("params", None)
-    if chosen[-1] in ONE_NETWORK or "members" in METHOD_ALIASES.get(chosen[-1], ("", {}))[1]:
-        method.entries.pop("members", None)
     for key in ("lr", "bias_lr", "weight_decay"):
         if train is not None:
             train.entries.pop(key, None)

@@ -115,8 +115,7 @@ class Trainer:
     def _fit(self) -> Fit:
         resume = self._restore()
         self._settle(resume)
-        if self.features is None and self.total_steps:
-            self.prefix = prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn)
+        self.prefix = self.frozen_prefix()
         first_step = self.done_steps
         for number, r in enumerate(self.rounds):
             if number < resume.get("round", 0):
@@ -127,6 +126,16 @@ class Trainer:
         rate = (self.done_steps - first_step) * self.spec.batch_size * passes / max(seconds, 1e-9)
         dtype = self.dtype if self.features is None else None
         return Fit(self.seconds_before + seconds, self.done_steps, rate, self.finished, self.meter, dtype)
+
+    def frozen_prefix(self, fill: bool = True) -> Prefix | None:
+        """The store of what the frozen first blocks give (`prefix_of`).
+
+        Raises:
+            SveError: `train.prefix_cache_mb` asks for one that cannot be.
+        """
+        if self.features is not None or not self.total_steps:
+            return None
+        return prefix_of(self.ensemble, self.train, self.spec, self.dtype, self.device, self.log.warn, fill)
 
     def _settle(self, begun: dict[str, Any]) -> None:
         """Members run one after another where the network cannot compute them in one pass; a resumed run goes on as it began."""

@@ -174,11 +174,18 @@ class Prefix:
 
 
 def prefix_of(
-    ensemble: Ensemble, encoded: Encoded, spec: TrainSpec, dtype: torch.dtype, device: torch.device, warn: Callable[[str], None]
+    ensemble: Ensemble,
+    encoded: Encoded,
+    spec: TrainSpec,
+    dtype: torch.dtype,
+    device: torch.device,
+    warn: Callable[[str], None],
+    fill: bool = True,
 ) -> Prefix | None:
     """The store that `train.prefix_cache_mb` asks for, or an empty one where members share their batches and blocks are frozen.
 
-    None: neither; also where the store would be larger than allowed (`warn` is told).
+    None: neither; also where the store would be larger than allowed (`warn` is told). `fill` False: it stays empty, to see
+    what would be refused.
 
     Raises:
         SveError: the store was asked for and cannot be: nothing is frozen, or what is frozen gives something else each time.
@@ -200,7 +207,7 @@ def prefix_of(
     try:
         prefix = Prefix(ensemble, encoded, run, device)
         fits = prefix.megabytes() <= spec.prefix_cache_mb
-        (prefix.fill if fits else prefix.check)()
+        (prefix.fill if fits and fill else prefix.check)()
     except SveError:
         if spec.prefix_cache_mb:
             raise

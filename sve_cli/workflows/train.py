@@ -56,7 +56,8 @@ def plan_run(loaded: LoadedRecipe, log: Log, limit: int | None = None, out: Path
     ensemble = session.build()
     trainer = _trainer(session, ensemble, log, lambda n, t: None, training.Checkpointer(lambda tensors, meta: None))
     trainer.dry_step()
-    shapes = [(linear.view.name, linear.view.weight_OI.shape) for linear in ensemble.member_linears()]
+    trainer.frozen_prefix(fill=False)
+    shapes = [(view.name, view.weight_OI.shape) for view in ensemble.target_views()]
     targets = [(name, int(shape[0]), int(shape[1])) for name, shape in shapes]
     rows = {n: len(s) for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     notes = [*session.data.notes, *session.task.notes]
@@ -120,12 +121,14 @@ def _begun(
         _check_lock(resume, lock, log)
     open_sets(session)
     ensemble = session.build()
+    if resume is None and recipe.train.prefix_cache_mb:  # what cannot be kept is refused before the folder is made
+        trainer_for(session, ensemble, session.split("train")[1]).frozen_prefix(fill=False)
     name, exact = loaded.name, out is not None
     held = RunDir.begin(out or runs_root(), name, digest(recipe), exact, overwrite) if resume is None else resume.only_writer()
     with held as run:
         if resume is None:
-            write_text(run.path / "recipe.yaml", to_yaml(recipe))
             write_json(run.path / "recipe.lock.json", {**lock, "command": command})
+            write_text(run.path / "recipe.yaml", to_yaml(recipe))  # what makes it a run: last
         log.say(f"Run: {run.path}")
         yield session, ensemble, run
 
@@ -137,6 +140,8 @@ def _trained(session: Session, ensemble: Ensemble, run: RunDir, log: Log, comman
         ensemble.load_trained(trained_state(run))
     else:
         keep(session, ensemble, run, _fit(session, ensemble, run, log), command)
+    for leftover in run.path.glob("checkpoints/*"):  # only now: a kill before may need them
+        leftover.unlink()
 
 
 def keep(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit, command: str) -> None:
@@ -148,8 +153,6 @@ def keep(session: Session, ensemble: Ensemble, run: RunDir, fit: training.Fit, c
         "best": fit.best, "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024, "command": command,
     }  # fmt: skip
     write_json(run.path / TRAINED, facts)
-    for leftover in run.path.glob("checkpoints/*"):  # only now: a kill before may need them
-        leftover.unlink()
 
 
 def finish(session: Session, ensemble: Ensemble, run: RunDir, command: str) -> Report:
@@ -344,7 +347,7 @@ def lock_of(session: Session, limit: int | None) -> dict[str, Any]:
     splits = {n: s.fingerprint() for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     return {
         "recipe": digest(session.recipe), "checkpoint": session.digest(), "data": splits, "limit": limit,
-        "notes": [*session.data.notes, *session.task.notes], "environment": environment(),
+        "notes": [*session.data.notes, *session.backbone.notes, *session.task.notes], "environment": environment(),
     }  # fmt: skip
 
 

@@ -102,8 +102,8 @@ def transfer(
     load_all_but_heads(ensemble, trained_state(source), origin.method.members)
     name, exact = f"{loaded.name}-transfer", out is not None
     with RunDir.begin(out or runs_root(), name, digest(recipe), exact, overwrite) as run:
-        write_text(run.path / "recipe.yaml", to_yaml(recipe))
         write_json(run.path / "recipe.lock.json", {**lock, **_origin(source, origin, recipe, lock), "command": command})
+        write_text(run.path / "recipe.yaml", to_yaml(recipe))  # what makes it a run: last
         log.say(f"Run: {run.path}")
         keep(session, ensemble, run, fit_heads(session, HeadsOfFrozen(ensemble), run, log), command)
         return run, finish(session, ensemble, run, command)

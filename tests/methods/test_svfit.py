@@ -48,3 +48,12 @@ def test_it_is_one_network(lab: Any) -> None:
 
 def test_its_learning_rate_follows_the_parametrisation() -> None:
     assert (SVFit.default_lr(Params()), SVFit.default_lr(Params(parametrisation="relative"))) == (1e-3, 1e-2)
+
+
+def test_one_network_in_the_file_fixes_no_other_methods_members() -> None:
+    file = ["model: {name: x}", "data: {name: digits}", "task: {name: image_classification}", "method: {name: single, members: 1}"]
+    text = "\n".join(file)
+    assert load_recipe_text(text, "r.yaml").method.members == 1
+    usual = load_recipe_text(text.replace(", members: 1", ""), "r.yaml", ["method.name=sve"]).method.members
+    assert load_recipe_text(text, "r.yaml", ["method.name=sve"]).method.members == usual > 1
+    assert load_recipe_text(text, "r.yaml", ["method.name='sve'", "method.members=3"]).method.members == 3

@@ -170,6 +170,15 @@ def test_alias_becomes_its_method_with_fixed_settings(good: str) -> None:
     assert "fixes this at 1, found true" in problems_of(text, "method.members=true")[0]
 
 
+def test_an_alias_of_the_files_method_keeps_what_suits_it(good: str) -> None:
+    text = good.replace("  name: sve\n", "  name: sve\n  members: 8\n  params: {biases: frozen}\n") + "  weight_decay: 0.05\n"
+    alias = load_recipe_text(text, "r.yaml", ["method.name=svf"])
+    assert alias == load_recipe_text(text, "r.yaml", ["method.members=1"])
+    assert (alias.method.params["biases"], alias.train.lr, alias.train.weight_decay) == ("frozen", 1e-3, 0.05)
+    other = load_recipe_text(text, "r.yaml", ["method.name=heads_only"])  # of another method: nothing that suited this one
+    assert (other.method.members, other.train.lr, other.train.weight_decay) == (8, None, TrainSpec.weight_decay)
+
+
 def test_unknown_method_and_task_name_the_nearest(good: str) -> None:
     problems = problems_of(good.replace("name: sve", "name: sfv").replace("image_classification", "image_clasification"))
     assert problems == [

@@ -164,6 +164,7 @@ def test_what_changed_since_is_refused_by_its_name(sve: Any, cut: Path, tmp_path
     pq.write_table(pq.read_table(train).slice(1), train)
     sve.check_refuses("train", "--resume", cut, saying="its data is not the same")
     sve.check_refuses("train", "--resume", cut, "train.lr=1", saying="goes on with its own settings")
+    sve.check_refuses("train", "--resume", cut, "--out", "elsewhere", saying="stays in its folder")
     sve.check_refuses("evaluate", cut, saying="is not complete")
     assert f"sve train --resume {cut}" in sve.err
     sve.check_refuses("export", cut, "--to", "merged", saying="is not complete")
@@ -191,6 +192,8 @@ def test_killed_while_it_was_evaluated(sve: Any, whole: Path, tmp_path: Path, mo
             patch.setattr(train_workflow, place, stop)
             sve(*(["train", "--resume", run] if run.exists() else [*DIGITS, "--out", run]), code=130)
         sve.check_refuses("evaluate", run, saying="is not complete")
+    (run / "checkpoints" / "latest.safetensors").write_bytes(b"x")  # killed before it was removed
     sve("train", "--resume", run)
+    assert not list((run / "checkpoints").iterdir())
     assert "The training was finished before." in sve.err and "Going on at step" not in sve.err  # nothing was trained again
     sve.same_training(run, whole)

@@ -213,6 +213,7 @@ FAULTS = {
     "method.targets=re:nothing": "nothing",
     "task.name=text_classification": "text",
     "task.head=checkpoint": "head",
+    "train.prefix_cache_mb=5": "no block is frozen",
 }
 
 

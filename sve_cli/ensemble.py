@@ -238,13 +238,16 @@ class Ensemble(nn.Module):
     def set_training(self, training: bool) -> None:
         """Dropout only where the method asks for it; normalisation statistics stay frozen."""
         self.network.train(training and self.dropout)
-        for module in self.network.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        for module in (m for m in self.network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)):
+            module.eval()
 
     def member_linears(self) -> Iterator[MemberLinear]:
         """The swapped layers, in network order."""
         return (m for m in self.network.modules() if isinstance(m, MemberLinear))
+
+    def target_views(self) -> list[LinearView]:
+        """The layers the method chose, all of which the network must call; those it swapped unless it says otherwise."""
+        return [linear.view for linear in self.member_linears()]
 
     @contextmanager
     def merged(self, member: int) -> Iterator[None]:

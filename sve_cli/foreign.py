@@ -120,7 +120,8 @@ def _columns(path: Path, used: set[str]) -> dict[str, list[object]]:
     try:
         # A name or an id may look like a number: 00007 is not 7.
         as_text = pa_csv.ConvertOptions(column_types={"label": pa.string(), "id": pa.string()})
-        table = pq.read_table(path) if path.suffix == ".parquet" else pa_csv.read_csv(path, convert_options=as_text)
+        with pa.OSFile(str(path)) as file:  # arrow would take a path that begins with ~ or x: for another one
+            table = pq.read_table(file) if path.suffix == ".parquet" else pa_csv.read_csv(file, convert_options=as_text)
     except (pa.ArrowInvalid, pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"Cannot read '{path}' ({error}).", HINT) from error
     if not table.num_rows:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sve_cli.errors import SveError
-from sve_cli.filemode import as_usual
+from sve_cli.filemode import whole
 
 UNKNOWN_LABEL = -1
 OPTIONAL = ("mask_NC", "soft_labels_NC", "features_MNF")
@@ -94,7 +94,11 @@ class Predictions:
         return replace(self, logits_MNC=self.logits_MNC[m : m + 1], features_MNF=features)
 
     def save(self, stem: Path) -> None:
-        """Write `<stem>.safetensors` (tensors) and `<stem>.parquet` (ids, labels, columns)."""
+        """Write `<stem>.safetensors` (tensors) and `<stem>.parquet` (ids, labels, columns).
+
+        Raises:
+            OSError: the disk refuses; then nothing half-written is there.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
         from safetensors.numpy import save_file
@@ -112,12 +116,14 @@ class Predictions:
             **({"source_state": self.source_state} if self.source_state else {}),
         }
         arrays = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
-        # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
-        save_file(arrays, _beside(stem, ".safetensors"), metadata={"meta": json.dumps(meta, sort_keys=True)})
-        as_usual(_beside(stem, ".safetensors"))
         columns = {_stored_name(name): values for name, values in self.columns.items()}
         table: dict[str, Any] = {"id": self.ids_N, "label": self.labels_N, **columns}
-        pq.write_table(pa.table(table), _beside(stem, ".parquet"))
+        with whole(_beside(stem, ".safetensors")) as tensor_path:
+            # One metadata key: safetensors writes several in random order, and equal predictions should be equal files.
+            save_file(arrays, tensor_path, metadata={"meta": json.dumps(meta, sort_keys=True)})
+            # An open file: arrow would take a path that begins with ~ or x: for another one.
+            with whole(_beside(stem, ".parquet")) as table_path, table_path.open("wb") as file:
+                pq.write_table(pa.table(table), file)
 
     @staticmethod
     def load(stem: Path) -> Predictions:
@@ -144,7 +150,8 @@ class Predictions:
         if not isinstance(meta, dict) or meta.get("format") != "sve-predictions/1":
             raise SveError(f"'{tensor_path}' is not a predictions file of this tool.", AGAIN)
         try:
-            table = pq.read_table(table_path).to_pydict()
+            with pa.OSFile(str(table_path)) as file:
+                table = pq.read_table(file).to_pydict()
             ids = [str(i) for i in table.pop("id")]
             table.pop("label")
             found = {"logits_MNC": tensors["logits_MNC"], "labels_N": tensors["labels_N"]}

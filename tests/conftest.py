@@ -6,10 +6,12 @@ Shapes: M members, N samples, B batch, C classes.
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -214,6 +216,17 @@ def questions(n: int, seed: int) -> Samples:
     )
 
 
+@contextmanager
+def full_disk(room: int = 1000) -> Iterator[None]:
+    """Within: no file of this process grows beyond `room` bytes, and the error is one of the disk's."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 class Quiet:
     """A log of the loop that keeps what it is told."""
 
@@ -336,6 +349,8 @@ class Lab:
         entry = METHODS.resolve(method)
         known = {f.name for f in fields(entry.Params)}
         chosen = entry.Params(**{k: v for k, v in (params or {}).items() if k in known})
+        words = {k: get_args(hint) for k, hint in get_type_hints(entry.Params).items() if get_origin(hint) is Literal}
+        assert all(getattr(chosen, k) in allowed for k, allowed in words.items()), chosen  # as reading a recipe refuses
         wanted = MethodSpec(name=method, members=members, **spec)
         try:
             ensemble = entry.build(backbone, made, wanted, self.store, chosen, seed)

@@ -57,7 +57,14 @@ def test_content_that_was_changed_between_two_cells_is_found() -> None:
     old, new = {"checkpoint": "a", "test": "b"}, {"checkpoint": "a", "test": "c"}
     with pytest.raises(SveError, match="do not belong in one table: they differ in the test rows"):
         build_table([cell(sources=old), cell("single", sources=new)], {}, None)
-    build_table([cell(sources=old), cell(seed=1, sources=new), cell("single")], {}, None)  # hold-outs of a seed; an older result
+    with pytest.raises(SveError, match="'sve, seed 0' and 'sve, seed 1' do not belong in one table: they differ in the test rows"):
+        build_table([cell(sources=old), cell(seed=1, sources=new)], {}, None)
+    drawn = [cell(seed=s, sources=rows, limit=24) for s, rows in enumerate((old, new))]  # as before data.seed was set with --limit
+    build_table(drawn, {}, None)
+    with pytest.raises(SveError, match="the test rows"):
+        build_table([replace(c, recipe={**c.recipe, "data.seed": 0}) for c in drawn], {}, None)
+    hold_outs = [cell(seed=s, sources={**old, "train": str(s), "validation": str(s)}) for s in (0, 1)]
+    build_table([*hold_outs, cell("single")], {}, None)  # an older result
     for split in ("train", "validation"):
         with pytest.raises(SveError, match=f"they differ in the {split} rows"):
             build_table([cell(sources={**old, split: "d"}), cell("single", sources={**old, split: "e"})], {}, None)
@@ -184,7 +191,8 @@ def test_grid_best_and_edges() -> None:
 
 
 def test_the_grid_that_a_cells_rates_come_from() -> None:
-    grids = {"single": grid("single", 0.5, 0.4, 0.3), "sve": grid("sve", 0.5, 0.3, 0.4), "lora_ensemble": grid("x", None, None)}
+    older = grid("sve", 0.5, 0.3, 0.4)  # of one member
+    grids = {"single": grid("single", 0.5, 0.4, 0.3), "sve": older, "lora_ensemble": grid("x", None, None)}
     tripled = {"factor": 3.0, "lr": 3e-4, "bias_lr": None, "head_lr": 1e-2}
     deep = cell("deep_ensemble", rates=tripled)
     assert searched(deep, grids) is grids["single"]  # a member of it is trained as `single` is
@@ -195,6 +203,23 @@ def test_the_grid_that_a_cells_rates_come_from() -> None:
     notes = {row.method: row.notes for row in table.rows}
     assert notes == {"deep_ensemble": ["learning rates × 3 (edge of the grid)"], "sve": ["learning rates × 1"], "heads_only": []}
     assert "3 points a method" in table.notes[0] and "1.0 minutes" in table.notes[0]
+    assert "NLL of one member" in table.notes[0] and table.notes[1] == "Learning rates not searched: heads_only."
+
+    now = {"single": grids["single"], "sve": replace(older, members=4), "svfit": grid("svfit", 0.5), "svf": grid("svf", 0.5)}
+    assert searched(deep, now) is None  # a search of `single` is its own
+    said = build_table([cell("single", rates=tripled, members=1), deep, cell("sve")], now, None).notes
+    assert "NLL of all members" in said[0] and said[0].endswith("with the first seed's runs at the chosen rates.")
+    assert said[1] == "Learning rates not searched: deep_ensemble."
+
+
+def test_the_points_of_a_sweep_say_that_their_rates_were_found_without_it() -> None:
+    found = {"sve": replace(grid("sve", 0.5, 0.3, 0.4), members=4)}
+    swept = [replace(cell(recipe={"method.members": m}, sweep={"method.members": str(m)}), members=m) for m in (2, 16)]
+    [searches, shared] = build_table(swept, found, None).notes
+    assert "NLL of all members; the search took 0.5 minutes in all, beside the runs." in searches
+    assert shared == "The points of a sweep share the learning rates that their method's search found without it."
+    [searches] = build_table([cell()], found, None).notes
+    assert searches.endswith("with the first seed's runs at the chosen rates.")
 
 
 def test_notes_claim_equal_steps_only_where_they_are() -> None:

@@ -284,6 +284,15 @@ def test_a_full_disk_says_where_and_how_to_move_the_store(tmp_path: Path, monkey
     assert str(tmp_path) in caught.value.message and caught.value.exit_code == 2
 
 
+def test_a_folder_where_an_entry_is_to_be_written_is_a_user_error(tmp_path: Path) -> None:
+    weight = random_weight(30, 20)
+    place = FactorStore(tmp_path).path(weight_key(weight)).with_suffix(".tmp")
+    place.mkdir(parents=True)
+    with pytest.raises(SveError, match="Cannot write to the store.*Is a directory"):
+        FactorStore(tmp_path).get(weight, "w")
+    assert place.is_dir()
+
+
 def test_a_root_that_is_a_file_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SveError, match="SVE_CACHE_DIR"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sve_cli.backbone.base import Backbone, Head, Inputs, looks_random, replace_module
+from sve_cli.backbone.identity import identity, require_same
 from sve_cli.backbone.linears import LinearView
 from sve_cli.backbone.resolve import Location, locate
 from sve_cli.backbone.targets import block_of, has_attention, select_targets
@@ -20,10 +21,12 @@ __all__ = [
     "Writing",
     "block_of",
     "has_attention",
+    "identity",
     "load_backbone",
     "locate",
     "looks_random",
     "replace_module",
+    "require_same",
     "select_targets",
 ]
 

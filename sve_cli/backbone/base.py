@@ -50,6 +50,7 @@ class Backbone(ABC):
         self.spec = spec
         self.feature_dim = feature_dim
         self.head = head
+        self.notes: list[str] = []  # what a reader of a run's results must know of the checkpoint
         for parameter in network.parameters():
             parameter.requires_grad_(False)
 
@@ -119,6 +120,14 @@ class Backbone(ABC):
             h.update(name.encode())
             h.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy().tobytes() if tensor.numel() else b"")
         return h.hexdigest()
+
+    def config_facts(self) -> dict[str, Any]:
+        """The fields of the configuration that decide numbers, as JSON holds them; see `identity`."""
+        return {}
+
+    def input_facts(self) -> dict[str, Any]:
+        """What inputs are prepared with, as JSON holds it; see `identity`."""
+        return {}
 
 
 def replace_module(network: nn.Module, name: str, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sve_cli.backbone.base import Head, Inputs
+from sve_cli.backbone.missing import made_up_layers, require_encoder
 from sve_cli.backbone.resolve import Location
 from sve_cli.backbone.transformers_backbone import TransformersBackbone, _open, load_tokenizer
 from sve_cli.backbone.weights import Writing, save_transformers
@@ -106,14 +107,15 @@ def load_causal_lm(location: Location, spec: ModelSpec) -> CausalLM:
     """Open a causal language model.
 
     Raises:
-        CheckpointError: not found, not reachable, pickled weights only, no causal LM, or another pooling is asked for.
+        CheckpointError: not found, not reachable, pickled weights only, weights are missing, no causal LM, or another pooling is
+            asked for.
     """
     check_pooling(spec)
     arguments: dict[str, Any] = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     name = str(location.path) if location.path else location.name
     try:
         config = AutoConfig.from_pretrained(name, **arguments)
-        network = _open(AutoModelForCausalLM, name, spec, config, arguments)[0]
+        network, missing = _open(AutoModelForCausalLM, name, spec, config, arguments)
         tokenizer = load_tokenizer(name, spec)
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
@@ -121,5 +123,13 @@ def load_causal_lm(location: Location, spec: ModelSpec) -> CausalLM:
             f"transformers cannot open '{spec.name}' as a causal language model: {first}",
             "Check model.name, or name a local folder with config.json and safetensors.",
         ) from error
+    require_encoder(network, missing, spec.name)
     tokenizer.padding_side = "left"
-    return CausalLM(network, spec, None, tokenizer)
+    opened = CausalLM(network, spec, None, tokenizer)
+    opened.absent = frozenset(missing)
+    if made_up := made_up_layers(network, missing):
+        opened.notes.append(
+            f"The checkpoint has no weights for {', '.join(made_up)} (its LM head): they are random, and stay so with "
+            "task.head: auto. Write task.head: new."
+        )
+    return opened

@@ -46,6 +46,8 @@ def locate(spec: ModelSpec) -> Location:
             f"'{path}' is a single file, and a file does not say which architecture it belongs to.",
             f"Write model.name as 'timm:ARCHITECTURE@{path}', or name the folder that holds config.json too.",
         )
+    if at and architecture and Path(file).suffix in (".safetensors", ".bin", ".pt", ".pth"):
+        raise CheckpointError(f"There is no file '{file}'.", "Check model.name: timm:ARCHITECTURE@FILE.safetensors.")
     embedded = Path(str(files("sve_cli") / "assets" / name))
     if "/" not in name and embedded.is_dir() and (embedded / "config.json").is_file():
         return _folder(embedded, spec)
@@ -72,6 +74,10 @@ def _folder(path: Path, spec: ModelSpec) -> Location:
         config = json.loads(config_path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointError(f"'{config_path}' is not JSON ({error}).") from error
+    if not isinstance(config, dict) or not isinstance(config.get("architecture", ""), str):
+        raise CheckpointError(
+            f"'{config_path}' describes no network: it is no object, or its architecture is no name.", "Fetch the checkpoint again."
+        )
     if not any(path.glob("*.safetensors")) and not spec.random_init:
         raise CheckpointError(
             f"The folder '{path}' has no .safetensors weights; pickled weights are not opened.",
@@ -82,7 +88,22 @@ def _folder(path: Path, spec: ModelSpec) -> Location:
         raise CheckpointError(
             f"'{path}' is a {library} folder, but model.source says {spec.source}.", f"Write model.source: {library}."
         )
+    if library == "transformers":
+        refuse_revision(spec, "ORGANISATION/NAME")
     return Location(library, str(path), path=path)
+
+
+def refuse_revision(spec: ModelSpec, form: str) -> None:
+    """Refuse `model.revision` where there is no repository that it could be asked of.
+
+    Raises:
+        CheckpointError: it is set; `form`: how a hub id is written.
+    """
+    if spec.revision is not None:
+        raise CheckpointError(
+            f"model.revision is '{spec.revision}', but '{spec.name}' is not a hub id that a revision can be asked of.",
+            f"Write model.name: {form}, or remove model.revision.",
+        )
 
 
 def _is_timm(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from sve_cli.backbone.base import Backbone, replace_module
+from sve_cli.backbone.files import damaged, tensor_files
 from sve_cli.backbone.linears import LinearView, canonical
 from sve_cli.backbone.resolve import Location, locate
-from sve_cli.errors import CheckpointError, SveError
+from sve_cli.errors import SveError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec
 
 Layer = tuple[str, tuple[int, int], Callable[[], Tensor]]
@@ -27,11 +27,11 @@ def stream_targets(spec: ModelSpec, method: MethodSpec, task_name: str) -> list[
     downloads it), and so is a network that cannot be built without its weights.
 
     Raises:
-        CheckpointError: the checkpoint cannot be opened.
+        CheckpointError: the checkpoint cannot be opened; so does `load` where its file is damaged.
         SveError: see `select_targets`.
     """
     location = locate(spec)
-    files = {} if location.path is None or spec.random_init else _tensor_files(location.path)
+    files = {} if location.path is None or spec.random_init else tensor_files(location.path, location.library)
     skeleton = _skeleton(location, spec, task_name) if files else None
     if skeleton is not None:
         views = skeleton.targets(method)
@@ -46,8 +46,11 @@ def stream_targets(spec: ModelSpec, method: MethodSpec, task_name: str) -> list[
 
 def _streamed(view: LinearView, file: Path, key: str) -> Layer:
     def load() -> Tensor:
-        with safe_open(file, framework="pt") as f:
-            return canonical(f.get_tensor(key), view.kind)
+        try:
+            with safe_open(file, framework="pt") as f:
+                return canonical(f.get_tensor(key), view.kind)
+        except (OSError, SafetensorError) as error:
+            raise damaged(file, error) from error
 
     return view.name, _shape(view), load
 
@@ -61,21 +64,6 @@ def _shape(view: LinearView) -> tuple[int, int]:
     if view.kind == "conv1d":
         return int(shape[1]), int(shape[0])
     return int(shape[0]), int(shape[1:].numel())
-
-
-def _tensor_files(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, from the index or the files themselves."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        return {k: folder / v for k, v in json.loads(index.read_text(encoding="utf-8"))["weight_map"].items()}
-    found: dict[str, Path] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as f:
-                found |= dict.fromkeys(f.keys(), file)
-        except SafetensorError as error:
-            raise CheckpointError(f"Cannot read '{file}' ({error}).", "Fetch the checkpoint again.") from error
-    return found
 
 
 def _key(layer: str, files: dict[str, Path]) -> str | None:

@@ -20,7 +20,8 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from sve_cli.backbone.base import Backbone, Head, Inputs
-from sve_cli.backbone.resolve import Location
+from sve_cli.backbone.identity import deciding, head_counts
+from sve_cli.backbone.resolve import Location, refuse_revision
 from sve_cli.backbone.weights import Writing, write_weights
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import ModelSpec
@@ -70,6 +71,14 @@ class TimmBackbone(Backbone):
         writing = replace(writing or Writing(), shard_size=None)
         write_weights(folder, model.state_dict(keep_vars=True), writing)
         self._write_config(folder, classes, model, writing.dtype)
+
+    def config_facts(self) -> dict[str, Any]:
+        cfg = dict(self.network.pretrained_cfg)  # type: ignore[arg-type]
+        facts = {"architecture": str(cfg.get("architecture", "")).partition(".")[0], "num_heads": head_counts(self.network)}
+        return deciding({**facts, "model_args": {k: v for k, v in self.model_args.items() if k != "img_size"}})
+
+    def input_facts(self) -> dict[str, Any]:
+        return deciding(resolve_model_data_config(self.network))  # without the recipe's own image size
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         self._write_config(folder, classes, self.network)
@@ -136,7 +145,7 @@ def load_timm(location: Location, spec: ModelSpec, build_only: bool = False) -> 
         if spec.pooling in POOLING:
             extra |= _own_norm(name)
         network = timm.create_model(name, pretrained=pretrained, **extra)
-        if location.file is not None and not build_only:
+        if location.file is not None and not build_only and not spec.random_init:
             network.load_state_dict(load_file(location.file))
     except (RuntimeError, OSError, SafetensorError, TypeError, ValueError, KeyError, AssertionError) as error:
         raise CheckpointError(
@@ -164,10 +173,7 @@ def _library_name(location: Location, spec: ModelSpec) -> str:
     if spec.revision is None:
         return name
     if not name.startswith(("hf-hub:", "hf_hub:")) or "@" in name:
-        raise CheckpointError(
-            f"model.revision is '{spec.revision}', but '{spec.name}' is not a hub id that a revision can be asked of.",
-            "Write model.name: hf-hub:ORGANISATION/NAME, or remove model.revision.",
-        )
+        refuse_revision(spec, "hf-hub:ORGANISATION/NAME")
     return f"{name}@{spec.revision}"
 
 

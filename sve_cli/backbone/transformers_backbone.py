@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 from sve_cli.backbone.base import Backbone, Head, Inputs, replace_module
+from sve_cli.backbone.files import shards
+from sve_cli.backbone.identity import deciding, tokenizer_facts
+from sve_cli.backbone.missing import made_up_layers, require_encoder
 from sve_cli.backbone.resolve import Location
 from sve_cli.backbone.weights import Writing, save_transformers
 from sve_cli.errors import CheckpointError
@@ -57,6 +60,12 @@ class TransformersBackbone(Backbone):
     def pads_left(self) -> bool:
         """Whether texts are padded on the left, because the classifier reads the last position, padded or not."""
         return False
+
+    def config_facts(self) -> dict[str, Any]:
+        return deciding(self.network.config.to_dict())  # type: ignore[operator, union-attr]
+
+    def input_facts(self) -> dict[str, Any]:
+        return {**tokenizer_facts(self.tokenizer), "limit": self.limit()}  # not the recipe's own length
 
     def save_config(self, folder: Path, classes: list[str]) -> None:
         config: Any = copy.deepcopy(self.network.config)
@@ -239,7 +248,8 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     """Open a transformers checkpoint for text classification.
 
     Raises:
-        CheckpointError: not found, not reachable, pickled weights only, or no classifier class for this architecture.
+        CheckpointError: not found, not reachable, pickled weights only, weights of the encoder are missing, or no classifier
+            class for this architecture.
     """
     arguments = {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
     name = str(location.path) if location.path else location.name
@@ -247,9 +257,12 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
         config = AutoConfig.from_pretrained(name, **arguments)
         tokenizer = load_tokenizer(name, spec)
         if spec.pooling in POOLED:
-            network = _open(AutoModel, name, spec, config, arguments)[0]
+            network, missing = _open(AutoModel, name, spec, config, arguments)
+            require_encoder(network, missing, spec.name, bare=True)
             own = read_dense_head(location.path) if location.path else None
-            return PooledEncoder(network, spec, own, tokenizer)
+            encoder = PooledEncoder(network, spec, own, tokenizer)
+            encoder.absent = frozenset(missing)
+            return encoder
         if config.pad_token_id is None:
             config.pad_token_id = tokenizer.pad_token_id
         network, missing = _open(AutoModelForSequenceClassification, name, spec, config, arguments)
@@ -259,6 +272,7 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
             f"transformers cannot open '{spec.name}': {first}",
             "Check model.name, or name a local folder with config.json and safetensors.",
         ) from error
+    require_encoder(network, missing, spec.name)
     head_name, linear = final_linear(network, spec)
     fresh_head = any(key.startswith(head_name + ".") for key in missing) or spec.random_init
     own = None if fresh_head else Head(linear.weight.detach().clone(), _bias(linear), class_names(config.id2label))
@@ -266,6 +280,11 @@ def load_classifier(location: Location, spec: ModelSpec) -> TransformersBackbone
     opened = SequenceClassifier(network, spec, own, tokenizer, head_name)
     opened.head_has_bias = linear.bias is not None
     opened.absent = frozenset(missing)
+    if between := made_up_layers(network, missing):  # the head is no part of it any more
+        opened.notes.append(
+            f"The checkpoint has no weights for {', '.join(between)}, between its encoder and the head: they are random, "
+            "and methods that do not train the whole network leave them so. To do without them, write model.pooling: cls or mean."
+        )
     return opened
 
 
@@ -274,6 +293,7 @@ def _open(auto: Any, name: str, spec: ModelSpec, config: Any, arguments: dict[st
         torch.manual_seed(0)  # what the checkpoint lacks (a fresh pre-classifier, say) is frozen: it must be the same every time
         if spec.random_init:
             return auto.from_config(config, trust_remote_code=spec.trust_remote_code, **attention_of(spec)).float(), set()
+        shards(Path(name))  # the library takes for granted that an index is one
         network, info = auto.from_pretrained(
             name,
             config=config,

@@ -9,6 +9,7 @@ from typing import Any
 
 from sve_cli.benchmark.values import REFERENCE, SEARCHED_AS, BenchRow, BenchTable, CellResult, Diverged, Grid, Spread, row_name
 from sve_cli.errors import SveError
+from sve_cli.registry import METHOD_ALIASES, ONE_NETWORK
 
 PRECISION = "train.precision"
 SPLITS = ("train", "validation", "test")
@@ -87,7 +88,9 @@ def _different_sources(one: CellResult, other: CellResult) -> list[str]:
     """What of the content that two cells were made from differs, though their recipes name the same: a file was changed."""
     if any(key.startswith(("model.", "data.", "task.")) for key in (*one.sweep, *other.sweep)):
         return []
-    keys = {"checkpoint"} if one.seed != other.seed else {"checkpoint", *SPLITS}  # each seed draws and holds out rows of its own
+    keys = {"checkpoint", *SPLITS} if one.seed == other.seed else {"checkpoint"}  # each seed holds out rows of its own
+    if one.limit is None or one.recipe.get("data.seed") is not None:  # else, in results of older versions, it drew test rows too
+        keys.add("test")
     shared = keys & one.sources.keys() & other.sources.keys()
     return [_SOURCES[key] for key in sorted(shared) if one.sources[key] != other.sources[key]]
 
@@ -130,8 +133,10 @@ def _row(name: str, group: list[CellResult], grids: Mapping[str, Grid], costs: M
 
 
 def searched(cell: CellResult, grids: Mapping[str, Grid]) -> Grid | None:
-    """The learning-rate grid that a cell's rates come from: its method's, or that of the method it is searched as."""
-    for method in (cell.method, SEARCHED_AS.get(cell.method, "")):
+    """The learning-rate grid that a cell's rates come from: its method's, or that of the method it was once searched as."""
+    of_one = (*ONE_NETWORK, *METHOD_ALIASES)  # grids of these have one member in every version
+    older = any(grid.members == 1 < cell.members and grid.method not in of_one for grid in grids.values())
+    for method in (cell.method, *([SEARCHED_AS[cell.method]] if older and cell.method in SEARCHED_AS else [])):
         grid = grids.get(method)
         if grid and any(p.validation_nll is not None for p in grid.points) and grid.best.factor == cell.rates["factor"]:
             return grid
@@ -166,13 +171,18 @@ def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     if used:
         sizes = {len(g.points) for _, g in used}
         minutes = sum({g.method: g.seconds for _, g in used}.values()) / 60
-        alone = any(g.members < c.members for c, g in used)  # as grids were until they took all members
+        alone = any(g.members == 1 < c.members for c, g in used)  # as grids were until they took all members
         who = "one member" if alone else "all members"
-        beside = "beside the runs" if alone else "with the first seed's runs at the chosen rates"
+        own = alone or all(c.sweep for c, _ in used)  # no row goes on with a run of the search
+        beside = "beside the runs" if own else "with the first seed's runs at the chosen rates"
         notes.append(
             f"Learning rates: {'/'.join(map(str, sorted(sizes)))} points a method, all rates scaled together, lowest validation "
             f"NLL of {who}; the search took {minutes:.1f} minutes in all, {beside}."
         )
+        if others := sorted({c.row for c in cells} - {c.row for c, _ in used}):
+            notes.append(f"Learning rates not searched: {', '.join(others)}.")
+        if any(c.sweep for c, _ in used):
+            notes.append("The points of a sweep share the learning rates that their method's search found without it.")
     same_steps = not any(key.startswith(("train.", "data.")) for c in cells for key in c.sweep)
     if any(c.method == "snapshot" for c in cells):
         notes.append("The cycles of snapshot share the steps of one network; every other member takes all steps.")

@@ -22,7 +22,7 @@ TABLE_SCHEMA = "sve-bench/1"
 DIVERGED = "diverged"  # their folder beside the cells
 EARLIER = "earlier"  # results that a wider search of learning rates has put aside
 REFERENCE = "single"  # what costs are relative to
-# Stored grids of one member (older than grids of all members): one search of `single` served these too.
+# Beside stored grids of one member (older than grids of all members) one search of `single` served these too.
 SEARCHED_AS = {"deep_ensemble": "single", "snapshot": "single"}
 TRAINED = ("sigma", "band", "lora", "scale", "bias", "norm", "head", "backbone")
 BOTH_SCALED = "both_scaled"  # before the key of a paired difference where both sides have their temperature

@@ -98,7 +98,7 @@ def require_free(out: Path, names: Sequence[str], source: str) -> None:
     Raises:
         SveError: saying which folder is in the way.
     """
-    place, origin = Path(os.path.expanduser(out)).resolve(), Path(os.path.expanduser(source))
+    place, origin = out.resolve(), Path(os.path.expanduser(source))
     if origin.exists() and (place == origin.resolve() or origin.resolve() in place.parents):
         raise SveError(f"'{out}' is the source checkpoint '{source}', which is never written to.", "Choose another --out.")
     if (place / "config.json").exists():

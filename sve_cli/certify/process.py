@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from sve_cli.backbone import locate
 from sve_cli.backbone.causal_lm import CausalLM
+from sve_cli.certify.worker import CANNOT_WRITE
 from sve_cli.errors import CheckFailed, SveError
 from sve_cli.export.artifact import Artifact
 from sve_cli.samples import Samples, decode_image
@@ -137,6 +138,9 @@ def _read(path: Path, folder: Path, done: subprocess.CompletedProcess[str]) -> A
         last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit code {done.returncode}")
         if done.returncode < 0:
             raise SveError(f"The process that reloads '{folder.name}' was killed (signal {-done.returncode}).", "Free some memory.")
+        if done.returncode == CANNOT_WRITE:
+            hint = "Free some disk, or name another place for temporary files in $TMPDIR."
+            raise SveError(f"The process that reloads '{folder.name}' cannot write its answer to '{path}' ({last[:300]}).", hint)
         raise CheckFailed(f"The export '{folder.name}' does not open in a fresh process: {last[:300]}")
     with safe_open(path, framework="numpy") as f:
         found = json.loads(f.metadata()["found"])

@@ -24,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 BATCH = 16
 PACKAGE = "sve_cli"
+CANNOT_WRITE = 74  # exit code: the disk refuses the answer, which says nothing of the artifact
 
 
 class Asked:
@@ -84,7 +86,11 @@ def main(request_path: str) -> None:
     for i, folder in enumerate(request["folders"]):
         outputs, found = answer(Path(folder), request, reloader)
         tensors = {name: tensor.detach().contiguous() for name, tensor in outputs.items()}
-        save_file(tensors, Path(request["answers"]) / f"{i}.safetensors", {"found": json.dumps(found)})
+        try:
+            save_file(tensors, Path(request["answers"]) / f"{i}.safetensors", {"found": json.dumps(found)})
+        except SafetensorError as error:
+            print(error, file=sys.stderr)
+            sys.exit(CANNOT_WRITE)
 
 
 def open_reloader(name: str) -> Any:

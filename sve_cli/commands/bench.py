@@ -14,12 +14,19 @@ if TYPE_CHECKING:
     from sve_cli.benchmark import BenchTable
 
 
+DEFAULT_METHODS = "single, heads_only, deep_ensemble, lora_ensemble, sve, sve_band"  # those that nobody chose
+
+
 def bench(
     recipe: Annotated[str, typer.Argument(help="A recipe file or the name of a shipped one.")],
     overrides: Overrides = None,
     methods: Annotated[
-        str, typer.Option(help="Methods, separated by commas. Behind the recipe, METHOD:key=value changes it for one of them.")
-    ] = "single,heads_only,deep_ensemble,lora_ensemble,sve,sve_band",
+        str | None,
+        typer.Option(
+            help="Methods, separated by commas. Behind the recipe, METHOD:key=value changes it for one of them. "
+            f"Default: {DEFAULT_METHODS}."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds per method, from the recipe's on.")] = 3,
     grid: Annotated[
         str,
@@ -45,14 +52,18 @@ def bench(
     from sve_cli.workflows.bench import bench as run_bench
     from sve_cli.workflows.bench import write_table
     from sve_cli.workflows.bench_cells import Study, grid_factors, parse_methods, parse_sweep, shown_command
+    from sve_cli.workflows.bench_checks import by_default
 
     console = Console(json_mode=as_json)
     folder = out or Path("bench") / Path(recipe).stem
+    chosen = DEFAULT_METHODS if methods is None else methods
     study = Study(
-        recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(methods), seeds=seeds,
+        recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(chosen), seeds=seeds,
         sweep=parse_sweep(sweep or []), factors=grid_factors(grid), out=folder, runs=runs_root() / "bench" / folder.absolute().name,
         limit=limit, command=shown_command(["sve", *sys.argv[1:]]), reference=reference,
     )  # fmt: skip
+    if methods is None and not table:
+        study = by_default(study, console)
     found = write_table(folder, study, console) if table else run_bench(study, console, jobs, costs)
     show(found, console)
     if as_json:

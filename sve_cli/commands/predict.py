@@ -105,8 +105,8 @@ def write_rows(path: Path, rows: list[dict[str, Any]], classes: list[str]) -> No
         text, number = pa.string(), pa.float64()
         types = {"id": text, "label": text, "decision": text, "set": pa.list_(text), "choice": text, "error": text}
         schema = pa.schema([(name, types.get(name, number)) for name in flat[0]])
-        with atomic_path(path) as temporary:
-            pq.write_table(pa.Table.from_pylist(flat, schema=schema), temporary)
+        with atomic_path(path) as temporary, temporary.open("wb") as file:  # arrow would take a path of ~ or x: for another one
+            pq.write_table(pa.Table.from_pylist(flat, schema=schema), file)
         return
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, list(flat[0]), lineterminator="\n")

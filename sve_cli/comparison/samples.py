@@ -75,9 +75,10 @@ class SampleNumbers:
         meta["scaled"] = [name for name, found in self.sets.items() if found.scaled is not None]
         table = pa.table(content).replace_schema_metadata({"sve": json.dumps(meta)})
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary:
+        # An open file, as below: arrow would take a path that begins with ~ or x: for another one.
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
             pq.write_table(
-                table, temporary, compression="zstd", use_dictionary=["set", "label"], write_page_checksum=True,
+                table, file, compression="zstd", use_dictionary=["set", "label"], write_page_checksum=True,
                 column_encoding={"id": "DELTA_BYTE_ARRAY", **dict.fromkeys(floats, "BYTE_STREAM_SPLIT")},
             )  # fmt: skip
 
@@ -93,7 +94,8 @@ class SampleNumbers:
 
         hint = "Remove it: without it the run it is of is left out of the paired differences, unless the run is at hand."
         try:
-            table = pq.read_table(path, page_checksum_verification=True)
+            with pa.OSFile(str(path)) as file:
+                table = pq.read_table(file, page_checksum_verification=True)
             meta = json.loads((table.schema.metadata or {})[b"sve"])
             if meta["format"] != FORMAT:
                 raise SveError(f"'{path}' has the format {meta['format']}, not {FORMAT}.", hint)

@@ -105,7 +105,8 @@ def read_table(path: Path, string_columns: tuple[str, ...] = (), label: str = ""
     """
     try:
         if path.suffix == ".parquet":
-            with pyarrow.parquet.ParquetFile(path) as file:  # read_table would import all of arrow's data set machinery
+            # Not read_table, which would import all of arrow's data set machinery.
+            with pa.OSFile(str(path)) as opened, pyarrow.parquet.ParquetFile(opened) as file:
                 return file.read()
         if path.suffix in (".csv", ".tsv"):
             return _read_csv(path, string_columns, label)
@@ -117,11 +118,9 @@ def read_table(path: Path, string_columns: tuple[str, ...] = (), label: str = ""
 
 def _read_csv(path: Path, string_columns: tuple[str, ...], label: str) -> pa.Table:
     types = {name: pa.string() for name in (*string_columns, label) if name}
-    table = pyarrow.csv.read_csv(
-        path,
-        parse_options=pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
-    )
+    parsing = pyarrow.csv.ParseOptions(delimiter="\t" if path.suffix == ".tsv" else ",", newlines_in_values=True)
+    with pa.OSFile(str(path)) as file:  # arrow would take a path that begins with ~ or x: for another one
+        table = pyarrow.csv.read_csv(file, parse_options=parsing, convert_options=pyarrow.csv.ConvertOptions(column_types=types))
     if path.suffix == ".tsv":
         _check_unmerged(table, path)
     if label in string_columns or table.column_names.count(label) != 1:

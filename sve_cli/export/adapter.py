@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sve_cli.backbone.identity import CONFIG_FACTS, INPUT_FACTS
 from sve_cli.certified import document_digest
 from sve_cli.ensemble import Ensemble, keyed_generator
 from sve_cli.errors import CheckpointError, NotExportable
@@ -62,7 +63,11 @@ def export_adapter(source: Source, folder: Path) -> list[Artifact]:
     save_file(tensors, place / TENSORS, metadata={"format": FORMAT})
     document = {
         "format": FORMAT,
-        "base": {"name": base_name(recipe.model.name), "digest": source.lock["checkpoint"]},
+        "base": {
+            "name": base_name(recipe.model.name),
+            "digest": source.lock["checkpoint"],
+            **{key: source.lock[key] for key in (CONFIG_FACTS, INPUT_FACTS) if key in source.lock},  # older runs have none
+        },
         "decomposition": {"algorithm": ALGORITHM, "stored": source.options.with_basis},
         "probe": {"seed": 0, "tolerance": PROBE_TOLERANCE},
         "classes": ensemble.classes,

@@ -12,7 +12,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -192,7 +192,8 @@ class FactorStore:
             temporary.write_bytes(save({"basis": factors.basis, "s": factors.s_R}, _metadata(factors)))
             os.replace(temporary, path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):  # a folder of that name, say: the first error is the one to tell
+                temporary.unlink()
             raise self._cannot("write to", error) from error
 
     def _cannot(self, what: str, error: OSError) -> SveError:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from sve_cli.backbone import Backbone
 from sve_cli.ensemble import Ensemble, FactorSource, Round, TaskView
-from sve_cli.methods.full_networks import FullNetworks, build_full_networks
+from sve_cli.methods.full_networks import EMBEDDINGS, FullNetworks, build_full_networks
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -19,7 +19,7 @@ class Params:
     """Choices of deep_ensemble."""
 
     dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
-    embeddings: Literal["train", "frozen"] = doc("Whether token embeddings train too.", "train")
+    embeddings: Literal["train", "frozen"] = doc(EMBEDDINGS, "train")
 
 
 class IndependentNetworks(FullNetworks):

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from sve_cli.backbone import Backbone, Inputs
 from sve_cli.ensemble import Ensemble, MemberContext, ParameterGroup, TaskView
 
+EMBEDDINGS = "Whether embedding tables train too: of tokens, and of positions and token types where the network has such."
+
 
 class FullNetworks(Ensemble):
     """M complete copies of the checkpoint, each with its head; `network` is their list."""
@@ -50,7 +52,7 @@ def build_full_networks(
 
     Args:
         dropout: 'checkpoint' trains with the checkpoint's own dropout, 'off' without.
-        embeddings: 'train' or 'frozen' token embeddings.
+        embeddings: 'train' or 'frozen' embedding tables.
     """
     networks = nn.ModuleList([backbone.fresh(share=False) for _ in range(n_members)])
     heads = task.make_heads(n_members, seed)
@@ -67,7 +69,7 @@ def build_full_networks(
 
 
 def frozen_parameters(network: nn.Module, backbone: Backbone, embeddings: str) -> set[int]:
-    """Ids of what full fine-tuning leaves alone: the library's own classifier, and the token embeddings if asked for."""
+    """Ids of what full fine-tuning leaves alone: the library's own classifier, and all embedding tables if asked for."""
     frozen = {id(p) for m in network.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     return _classifier_only(network, backbone) | (frozen if embeddings == "frozen" else set())
 

@@ -41,6 +41,8 @@ def idle_settings(ensemble: Ensemble, params: Any, train: TrainSpec, features_on
     if getattr(params, "train_norms", False) and "norm" not in roles:
         found.append("method.params.train_norms is without effect: no trained block has a norm with weights to train.")
     reasons: dict[str, str] = {}
+    if not roles & {"bias", "norm"}:
+        reasons["bias_lr"] = "no bias or norm trains at a rate of its own"
     if roles == {"head"}:
         reasons |= dict.fromkeys(("lr", "bias_lr", "weight_decay"), "nothing trains but the heads (train.head_lr)")
     if features_once:

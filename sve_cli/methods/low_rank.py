@@ -88,10 +88,13 @@ class LowRank(nn.Module):
         return self.scale * (self.B_MOR[member].detach().float() @ self.A_MRI[member].detach().float())
 
     def directions(self, member: int) -> tuple[Tensor, Tensor, Tensor]:
-        """(left_OR, right_RI, size_R) of one member: the singular vectors of scale · B A, from its two thin factors, float64."""
+        """(left_OR, right_RI, size_R) of one member: the singular vectors of scale · B A, from its two thin factors, float64.
+
+        There are min(O, I) where that is below R.
+        """
         b_OR, a_RI = self.scale * self.B_MOR[member].detach().double(), self.A_MRI[member].detach().double()
         (left_OR, core_b), (right_IR, core_a) = torch.linalg.qr(b_OR), torch.linalg.qr(a_RI.T)
-        u, size_R, vt = torch.linalg.svd(core_b @ core_a.T)
+        u, size_R, vt = torch.linalg.svd(core_b @ core_a.T, full_matrices=False)
         return ((left_OR @ u) * size_R).float(), (vt @ right_IR.T).float(), size_R
 
 

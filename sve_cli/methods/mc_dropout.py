@@ -1,8 +1,7 @@
 """MC dropout: one network trained with dropout in front of every target, and M thinned versions of it at prediction.
 
-Gal and Ghahramani 2016 (arXiv 1506.02142). There a posterior sample is one set of dropped units; so it is here: member m
-keeps its own units for every input and token, which makes predictions independent of the batch and a member a plain
-network with columns of W removed. Training drops elements independently, as usual.
+Gal and Ghahramani 2016 (arXiv 1506.02142). Training drops elements independently, as usual. Prediction does not: there they
+draw fresh elementwise masks; here member m keeps its own units for every input and token (`ThinnedNetworks` says why).
 Shapes: M members, B batch, I in.
 """
 
@@ -52,7 +51,12 @@ class OneHead(MemberHeads):
 
 
 class ThinnedNetworks(Ensemble):
-    """One trained network; a member is a draw of the units it keeps."""
+    """One trained network; a member is a draw of the units it keeps.
+
+    A member must be one plain network, which can be exported and gives an input the same answer in every batch. So it drops a
+    unit in all tokens of all inputs: columns of W are gone. Training drops every (token, unit) on its own, so that members
+    predict under another noise than the network was trained with, which may be unkind to them.
+    """
 
     masks_MI: dict[str, Tensor]
     views: list[LinearView]
@@ -65,6 +69,9 @@ class ThinnedNetworks(Ensemble):
 
     def rounds(self) -> list[Round]:
         return [Round((0,), judged_by=tuple(range(self.n_members)))]
+
+    def target_views(self) -> list[LinearView]:
+        return self.views
 
     def member_network(self, member: int) -> nn.Module:
         return self._thinned(lambda mask_MI: mask_MI[member])

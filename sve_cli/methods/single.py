@@ -8,7 +8,7 @@ from typing import Any, Literal
 from sve_cli.backbone import Backbone
 from sve_cli.ensemble import Ensemble, FactorSource, TaskView
 from sve_cli.errors import SveError
-from sve_cli.methods.full_networks import FullNetworks, build_full_networks
+from sve_cli.methods.full_networks import EMBEDDINGS, FullNetworks, build_full_networks
 from sve_cli.recipe.spec import MethodSpec, doc
 
 
@@ -17,7 +17,7 @@ class Params:
     """Choices of single."""
 
     dropout: Literal["off", "checkpoint"] = doc("Whether the checkpoint's dropout is active in training.", "checkpoint")
-    embeddings: Literal["train", "frozen"] = doc("Whether token embeddings train too.", "train")
+    embeddings: Literal["train", "frozen"] = doc(EMBEDDINGS, "train")
 
 
 class Single:

@@ -34,7 +34,11 @@ class Params(sve.Params):
     biases: Biases = doc(BIASES, "shared")
     bands: int = doc("Off-diagonals a member trains in every target for itself, K.", 2, low=0)
     shared_bands: int = doc("Off-diagonals of every target that all members train together.", 2, low=0)
-    band_lr_scale: float = doc("Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ.", 1.0, above=0.0)
+    band_lr_scale: float = doc(
+        "Learning rate of the off-diagonals, as a share of train.lr, which is that of Σ. They count in relative units always.",
+        1.0,
+        above=0.0,
+    )
 
 
 def off_diagonals(n_members: int, shared: int, bands: int, rank: int) -> list[list[int]]:
@@ -61,11 +65,6 @@ class BandedLinear(sve.SVELinear):
     ) -> None:
         super().__init__(view, context, factors, params, n_members, seed)
         shared, bands = params.shared_bands, params.bands
-        if shared + bands >= self.rank:
-            raise SveError(
-                f"method.params.bands is {bands} and shared_bands {shared}, but '{view.name}' has {self.rank} singular values.",
-                "Choose fewer bands, or leave the layer out.",
-            )
         self.offsets = off_diagonals(n_members, shared, bands, self.rank)
         self.register_buffer("unit_MKR", torch.stack([self._units_KR(own) for own in self.offsets]), persistent=False)
         self.c_MKR = nn.Parameter(torch.zeros(n_members, bands, self.rank), requires_grad=bands > 0)
@@ -118,6 +117,18 @@ class BandedLinear(sve.SVELinear):
         return MatrixLinear.directions(self, member)  # an off-diagonal joins two directions: those of Σ are no longer its own
 
 
+def require_room(views: Sequence[LinearView], params: Params) -> None:
+    """Refuse as many bands as a layer has singular values, before any is decomposed."""
+    for view in views:
+        rank = min(view.weight_OI.shape)
+        if params.shared_bands + params.bands >= rank:
+            raise SveError(
+                f"method.params.bands is {params.bands} and shared_bands {params.shared_bands}, but '{view.name}' has {rank} "
+                "singular values.",
+                "Choose fewer bands, or leave the layer out.",
+            )
+
+
 class SveBand:
     """The method's registry entry."""
 
@@ -125,7 +136,10 @@ class SveBand:
 
     @staticmethod
     def default_lr(params: Any) -> float:
-        """That of sve; the off-diagonals' is `band_lr_scale` times it."""
+        """That of sve; the off-diagonals' is `band_lr_scale` times it, in relative units even where Σ is absolute.
+
+        With `absolute` that is 1e-3 for them, a tenth of what `relative` gives; band_lr_scale: 10 makes it the same.
+        """
         return sve.SVE.default_lr(params)
 
     @staticmethod
@@ -152,6 +166,7 @@ class SveBand:
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
         views = backbone.targets(spec, network)
+        require_room(views, params)
         swap_linears(
             network, views, lambda v: BandedLinear(v, context, factors.get(v.weight_OI, v.name), params, spec.members, seed)
         )

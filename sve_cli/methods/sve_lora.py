@@ -75,7 +75,7 @@ class SveLora:
 
     @staticmethod
     def default_lr(params: Any) -> float:
-        """That of sve; the update's is `lora_lr_scale` times it, 1e-3 as in lora_ensemble."""
+        """That of sve; the update's is `lora_lr_scale` times it: 1e-3 as in lora_ensemble, 1e-4 where Σ is absolute."""
         return sve.SVE.default_lr(params)
 
     @staticmethod

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sve_cli.errors import SveError
-from sve_cli.filemode import as_usual
+from sve_cli.filemode import whole
 from sve_cli.predictions import Predictions
 
 MOST_ROWS = 10_000
@@ -37,12 +37,16 @@ class TrainingFeatures:
     model_digest: str = ""
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file."""
+        """Write one safetensors file.
+
+        Raises:
+            OSError: the disk refuses; then nothing half-written is there.
+        """
         tensors = {"features_MKF": self.features_MKF.astype(np.float32), "labels_K": self.labels_K.astype(np.int64)}
         meta = {"format": FORMAT, "total": self.total, "model_digest": self.model_digest}
         arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-        save_file(arrays, path, metadata={"meta": json.dumps(meta, sort_keys=True)})
-        as_usual(path)
+        with whole(path) as temporary:
+            save_file(arrays, temporary, metadata={"meta": json.dumps(meta, sort_keys=True)})
 
     @staticmethod
     def load(path: Path) -> TrainingFeatures:

@@ -97,8 +97,8 @@ def is_image_type(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
-def decode_image(item: ImageItem) -> Image.Image:
-    """The RGB image behind an item of `Samples.inputs["image"]`.
+def decode_image(item: ImageItem | Image.Image) -> Image.Image:
+    """The RGB image behind an item of `Samples.inputs["image"]`, or of an image that is open already.
 
     Raises:
         DataError: the item is not an image that can be read.
@@ -112,12 +112,18 @@ def decode_image(item: ImageItem) -> Image.Image:
             )
         return Image.fromarray(item[:, :, 0] if item.ndim == 3 and item.shape[2] == 1 else item).convert("RGB")
     try:
+        if isinstance(item, Image.Image):
+            return _rgb(item)
         with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as image:
-            if image.mode in DEEP:  # convert would cut what is above 255 off
-                raise DataError(
-                    f"An image has more than 8 bits a channel (mode {image.mode}).", "Scale the images to 8 bits, as PNG or JPEG."
-                )
-            return image.convert("RGB")
+            return _rgb(image)
     except (UnidentifiedImageError, Image.DecompressionBombError, *DAMAGE) as error:
         what = f"{len(item)} bytes" if isinstance(item, bytes) else f"'{item}'"
         raise DataError(f"Cannot read an image ({what}): {error}.", "Replace the file or remove its row.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in DEEP:  # convert would cut what is above 255 off
+        raise DataError(
+            f"An image has more than 8 bits a channel (mode {image.mode}).", "Scale the images to 8 bits, as PNG or JPEG."
+        )
+    return image.convert("RGB")

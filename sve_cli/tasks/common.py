@@ -83,6 +83,11 @@ class Task(ABC):
     def encode(self, samples: Samples, augment: str = "none") -> Encoded:
         """Tokenise or decode a split."""
 
+    @staticmethod
+    def trains_heads(spec: TaskSpec) -> bool:
+        """Whether the heads that `make_heads` gives are trained."""
+        return True
+
     def make_heads(self, n_members: int, seed: int) -> MemberHeads:
         """Copies of the checkpoint's own head, or new ones, N(0, head_init_std²) with zero bias (arXiv 2601.22068)."""
         if self.own_head is not None:

@@ -37,9 +37,14 @@ class MultipleChoice(Task):
         self.notes.append(f"Letters are read as the tokens {shown}.")
         self.causal = backbone
 
+    @staticmethod
+    def trains_heads(spec: TaskSpec) -> bool:
+        """auto: the LM head as it is."""
+        return spec.head != "auto"
+
     def make_heads(self, n_members: int, seed: int) -> MemberHeads:
         """auto: the frozen rows of the LM head; checkpoint: trained copies of them; new: new heads."""
-        if self.spec.head == "auto":
+        if not self.trains_heads(self.spec):
             assert self.causal.head is not None
             return MemberHeads([self.causal.head] * n_members, trainable=False)
         heads = super().make_heads(n_members, seed)

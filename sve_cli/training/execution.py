@@ -7,7 +7,7 @@ Shapes: M members, B batch, K rows of a layer's input.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -62,14 +62,15 @@ def path_gap(spec: TrainSpec, ensemble: Ensemble, encoded: Encoded, device: torc
     return gap
 
 
-def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device) -> str:
+def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device, members: Sequence[int] | None = None) -> str:
     """The first layer with one version a member whose rows are not one block a member; "" without any.
 
     Two passes of one row a member, of which the first member's alone differs between them: the others' blocks must be equal. And
-    one of two rows a member, in which each layer must have twice as many rows.
+    one of two rows a member, in which each layer must have twice as many rows. `members`: the first two tell what all do, for less.
     """
     own = [module for module in ensemble.network.modules() if isinstance(getattr(module, "context", None), MemberContext)]
-    m = ensemble.n_members
+    chosen = range(ensemble.n_members) if members is None else members
+    m = len(chosen)
     pair = _two_rows(encoded)
     if m < 2 or not own or pair is None:
         return ""
@@ -82,7 +83,7 @@ def mixing_layer(ensemble: Ensemble, encoded: Encoded, device: torch.device) -> 
         with ExitStack() as stack, torch.no_grad():  # in float32 whatever training runs in: it is about the rows' places
             for module in own:
                 stack.callback(module.register_forward_pre_hook(_look(_name(module), found)).remove)
-            ensemble(inputs, per_member=True)
+            ensemble(inputs, chosen, per_member=True)
         return found
 
     try:
@@ -100,10 +101,10 @@ def check_all_called(ensemble: Ensemble) -> None:
     Raises:
         CheckpointError: a target was never called in the forward passes so far.
     """
-    silent = [linear.view.name for linear in ensemble.member_linears() if linear.view.name not in ensemble.context.called]
+    silent = [view.name for view in ensemble.target_views() if view.name not in ensemble.context.called]
     if silent:
         raise CheckpointError(
-            f"The network never calls its layer '{silent[0]}' ({len(silent)} such), so that its members would all be the base.",
+            f"The network never calls its layer '{silent[0]}' ({len(silent)} such), so that the method has no effect there.",
             "Leave it out with method.exclude.",
         )
 

@@ -64,7 +64,7 @@ def bench(study: Study, log: Log, jobs: int = 1, costs: bool = True) -> BenchTab
     Raises:
         SveError: a recipe that cannot be trained, results of another study in the folder, a run that failed.
     """
-    check_study(study)  # everything that can be refused is refused before the first step
+    check_study(study, costs)  # everything that can be refused is refused before the first step
     with held(study.out), held(study.runs):
         return _bench(study, log, jobs, costs)
 
@@ -107,8 +107,18 @@ def _bench(study: Study, log: Log, jobs: int, costs: bool) -> BenchTable:
     count = _counted(len(cells), len(cells) - len(todo))
     _together(jobs, Crew(log), [_trainer(study, cell, threads, log, count) for cell in todo])
     if costs:
-        measure_costs(study, log)
+        _costs(study, log)
     return write_table(study.out, study, log)
+
+
+def _costs(study: Study, log: Log) -> None:
+    """Measure the costs; where that fails, the trained rows have their table all the same."""
+    try:
+        measure_costs(study, log)
+    except SveError as error:
+        log.warn(f"No costs: {error.message} {error.hint}".rstrip())
+    except (RuntimeError, MemoryError, OSError) as error:
+        log.warn(f"No costs: {str(error) or type(error).__name__}")
 
 
 def write_table(out: Path, study: Study | None = None, log: Log | None = None) -> BenchTable:

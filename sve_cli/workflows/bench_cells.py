@@ -13,13 +13,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sve_cli.benchmark import DIVERGED, Cell, differing_keys, row_name, without_folders
+from sve_cli.benchmark import DIVERGED, REFERENCE, Cell, differing_keys, row_name, without_folders
 from sve_cli.errors import RecipeError, SveError
 from sve_cli.recipe import LoadedRecipe, Recipe, digest, learning_rate, load_recipe, resolve_dict
 from sve_cli.registry import METHOD_ALIASES, METHODS, ONE_NETWORK, nearest
 
 _OWN = re.compile(r"^([a-z_0-9]+):(?=[a-z_]+[.=])")  # 'sve:train.lr=1e-2' is for sve alone
 _PARAMS = "method.params."
+_IS_PARAMS = re.compile(r"\s*method\.params\b")
 RATES = ("train.lr", "train.bias_lr", "train.head_lr")
 GRIDS = (1, 3, 5, 7)  # points: 7 reach from 1/27 to 27 times the rates
 LEAST_FACTOR = 1e-3
@@ -79,6 +80,17 @@ class Study:
         if self.limit is None or data.seed is not None:
             return loaded
         return replace(loaded, recipe=replace(loaded.recipe, data=replace(data, seed=self.first_seed)))
+
+    def cost_reference(self) -> LoadedRecipe:
+        """The recipe that costs are relative to. `method.params` for all methods are not for one that is none of them.
+
+        Raises:
+            SveError: the recipe or an override is wrong.
+        """
+        if REFERENCE in self.methods:
+            return self.load(REFERENCE, {})
+        owned = [o for o in self.overrides if split_override(o)[0] is not None or not _IS_PARAMS.match(o)]
+        return replace(self, overrides=tuple(owned)).load(REFERENCE, {})
 
     def _read(self, method: str, point: dict[str, str], more: Sequence[str] = ()) -> LoadedRecipe:
         """The recipe as it is written, with all overrides."""

@@ -27,14 +27,17 @@ from sve_cli.data.load import HELD_OUT
 from sve_cli.data.sources import open_source, split_name
 from sve_cli.errors import DataError, SveError
 from sve_cli.recipe import Recipe
-from sve_cli.registry import ONE_NETWORK
-from sve_cli.workflows.bench_builds import check_builds
+from sve_cli.registry import HEADS_ALONE, ONE_NETWORK
+from sve_cli.workflows.bench_builds import check_builds, trains_nothing
 from sve_cli.workflows.bench_cells import RATES, Study, file_stem, flat, local_paths, same_settings, split_override
 from sve_cli.workflows.session import Log
 
 
-def check_study(study: Study) -> None:
+def check_study(study: Study, costs: bool = False) -> None:
     """Refuse a study that could not be finished, or whose rows would not belong in one table.
+
+    Args:
+        costs: they will be measured too, so that what they are relative to must have a recipe.
 
     Raises:
         SveError: a recipe that cannot be loaded, an override for an unknown method, rows or sets of one name, members of a
@@ -62,9 +65,24 @@ def check_study(study: Study) -> None:
                 f"'{cell.row}' would be trained with another {differing[0]} than '{study.cells()[0].row}'.",
                 "Rows of one table may differ in method.*, their learning rates and weight decay, and in what --sweep names.",
             )
+    if costs:
+        study.cost_reference()
     missing = [(cell, study.cell_recipe(cell, 1.0).recipe) for cell in _to_make(study)]
     _check_sources(missing)
     check_builds(missing, stored, PRECISION not in study.sweep)
+
+
+def by_default(study: Study, log: Log) -> Study:
+    """A study whose methods nobody chose, without those that would train nothing here as the task's heads are frozen.
+
+    Raises:
+        SveError: the recipe, an override or a sweep value is wrong.
+    """
+    alone = [method for method in study.methods if method in HEADS_ALONE]
+    idle = [method for method in alone if any(trains_nothing(study.load(method, point).recipe) for point in study.points())]
+    for method in idle:
+        log.say(f"{method} is left out: the task's head is frozen, so that it would train nothing. task.head: new trains one.")
+    return replace(study, methods=tuple(method for method in study.methods if method not in idle))
 
 
 def _check_sources(rows: Sequence[tuple[Cell, Recipe]]) -> None:

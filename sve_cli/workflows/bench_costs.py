@@ -23,11 +23,12 @@ from sve_cli.ensemble import Ensemble
 from sve_cli.errors import SveError
 from sve_cli.recipe import Recipe
 from sve_cli.rundir import read_json, write_json
+from sve_cli.samples import Samples
 from sve_cli.tasks.common import Encoded, tensor_to
 from sve_cli.training import mixing_layer
 from sve_cli.workflows.bench_cells import Study
 from sve_cli.workflows.session import Log, Session, Silent, open_session
-from sve_cli.workflows.train import trainer_for
+from sve_cli.workflows.train import total_steps, trainer_for
 
 BATCHES = 3  # training batches of one measurement
 ROUNDS = 3  # measurements of training; their median counts
@@ -65,21 +66,24 @@ def measure_costs(study: Study, log: Log) -> dict[str, Any]:
     plain networks or all at once, whichever is faster. A row that cannot be measured is left out with a warning.
 
     Raises:
-        SveError: costs.json is damaged.
+        SveError: costs.json is damaged or cannot be written, or a recipe cannot be loaded.
     """
     document: dict[str, Any] = read_costs(study.out) or {"methods": {}}
     rows = {row_name(m, p): (m, p) for p in study.points() for m in study.methods}
     missing = [name for name in rows if name not in document["methods"]]
     if not missing:
         return document
-    if REFERENCE not in rows:
-        rows[REFERENCE] = (REFERENCE, {})
-    names = list(dict.fromkeys([REFERENCE, *missing]))
-    measured = _measure(study, {n: study.load(*rows[n]).recipe for n in names}, log)
+    recipes = {REFERENCE: study.cost_reference().recipe}
+    recipes |= {name: study.load(*rows[name]).recipe for name in missing if name != REFERENCE}
+    measured = _measure(study, recipes, log)
     if REFERENCE not in measured:
         log.warn(f"No costs are shown: they are relative to {REFERENCE}.")
         return document
     reference = measured[REFERENCE]
+    whole = reference["stretch"]
+    for found in measured.values():  # as if every row were measured on the same share of its training
+        share = found.pop("stretch") / whole
+        found |= {key: share * found[key] for key in ("train_time", "train_flops")}
     if noisy := sorted({name for name, found in measured.items() if found.pop("scatter") > SCATTER}):
         document["noisy"] = sorted({*document.get("noisy", []), *noisy})
         log.warn(
@@ -122,15 +126,19 @@ def _measure(study: Study, recipes: dict[str, Recipe], log: Log) -> dict[str, di
 
 
 def _flops(session: Session, recipe: Recipe) -> dict[str, float]:
+    """FLOPs of the training that is measured, and of a prediction; `stretch`: the steps of the whole training over those of it."""
     with FlopCounterMode(display=False) as counter:
         _train(session, recipe)
     inputs = _inputs(session, 1)
     ensemble = session.build(log_store=False)
+    few = replace(session, data=replace(session.data, train=_few(session, recipe)))
+    # Cycles are rounded to a step at least, which weighs on a few batches; where sizes are swept, rows have steps of their own.
+    stretch = max(total_steps(session, ensemble), 1) / max(total_steps(few, ensemble), 1)
     ensemble.set_training(False)
     with torch.inference_mode():
         for run in _ways(session, ensemble, inputs).values():
             run()
-    return {"train_flops": float(counter.get_total_flops()), "predict_flops": _predict_flops(session)}
+    return {"train_flops": float(counter.get_total_flops()), "predict_flops": _predict_flops(session), "stretch": stretch}
 
 
 def _session(recipe: Recipe, limit: int | None, others: dict[str, Session]) -> Session:
@@ -141,12 +149,16 @@ def _session(recipe: Recipe, limit: int | None, others: dict[str, Session]) -> S
     return open_session(recipe, Silent(), limit)
 
 
-def _train(session: Session, recipe: Recipe) -> float:
-    """Seconds of training on a few batches for all epochs of the recipe, on which what is computed once weighs as it does."""
+def _few(session: Session, recipe: Recipe) -> Samples:
+    """The rows that training is measured on."""
     data = session.data.train
     assert data is not None
-    rows = np.arange(min(BATCHES * recipe.train.batch_size, len(data)))
-    few = session.task.encode(data.subset(rows), recipe.data.augment)
+    return data.subset(np.arange(min(BATCHES * recipe.train.batch_size, len(data))))
+
+
+def _train(session: Session, recipe: Recipe) -> float:
+    """Seconds of training on a few batches for all epochs of the recipe, on which what is computed once weighs as it does."""
+    few = session.task.encode(_few(session, recipe), recipe.data.augment)
     quiet = replace(session, recipe=replace(recipe, train=replace(recipe.train, select="last")))
     ensemble = quiet.build(log_store=False)
     trainer = trainer_for(quiet, ensemble, few)

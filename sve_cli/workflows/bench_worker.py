@@ -221,7 +221,8 @@ def _begun(folder: Path) -> RunDir | None:
 def _rows(run: Any, split: str) -> int:
     import pyarrow.parquet as pq
 
-    return int(pq.read_metadata(run.evaluations()[-1] / "predictions" / f"{split}.parquet").num_rows)
+    with (run.evaluations()[-1] / "predictions" / f"{split}.parquet").open("rb") as file:
+        return int(pq.read_metadata(file).num_rows)
 
 
 def _search(job: Job, log: Log) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from sve_cli.backbone import Backbone, load_backbone
+from sve_cli.backbone import Backbone, load_backbone, require_same
 from sve_cli.certified import NEEDED
 from sve_cli.decisions import Decided, decide
 from sve_cli.ensemble import Ensemble
@@ -33,8 +34,9 @@ from sve_cli.rundir import RunDir, check_seal, file_digest
 from sve_cli.samples import DataSet, Samples
 from sve_cli.statistics import log_option_counts
 from sve_cli.tasks.common import Encoded, Task, tensor_to
+from sve_cli.training import mixing_layer
 from sve_cli.workflows.evaluate import TRAINING_FEATURES
-from sve_cli.workflows.serving_inputs import to_samples
+from sve_cli.workflows.serving_inputs import to_samples, two_inputs
 from sve_cli.workflows.session import MODALITY, Log, Session, Silent, default_device, run_classes, run_recipe
 from sve_cli.workflows.stored import stored_aggregate, stored_posthoc
 
@@ -107,10 +109,12 @@ class LoadedEnsemble:
                 encoded bytes; for multiple choice {"question": …, "choices": […], "context": …}.
             batch_size: inputs a batch; None: the recipe's `evaluate.batch_size`.
             execution: "merged": members one after another, each merged into a plain network (its definition); "batched": all in
-                one pass, which saves the merging and is faster for few inputs, equal up to rounding; "auto": the cheaper.
+                one pass, which saves the merging and is faster for few inputs, equal up to rounding; "auto": the cheaper, and
+                "merged" where the network cannot compute all in one pass.
 
         Raises:
             DataError: inputs of another kind, or none.
+            SveError: "batched", and the network cannot.
         """
         samples = self.samples(inputs)
         return self.to_answers(self.decide(self.outputs(samples, batch_size, execution)))
@@ -120,15 +124,15 @@ class LoadedEnsemble:
         return self.outputs(self.samples(inputs), batch_size, execution).logits_MNC
 
     def outputs(self, samples: Samples, batch_size: int | None = None, execution: Execution = "auto") -> Predictions:
-        """The members' logits on samples, with features where a rule needs them."""
+        """The members' logits on samples, with features where a rule needs them; raises as `predict`."""
         if execution not in get_args(Execution):
             raise SveError(f"There is no execution '{execution}'.", f"Known: {', '.join(get_args(Execution))}.")
         encoded = self._session.task.encode(samples)
-        with_features = self._training is not None
-        if execution == "merged" or with_features or (execution == "auto" and not self._batching_is_cheaper(encoded)):
-            logits_MNC, features_MNF = self._session.outputs(self._ensemble, encoded, "Predicting", with_features, batch_size)
-        else:
+        if self._in_one_pass(encoded, execution):
             logits_MNC, features_MNF = self._batched(encoded, batch_size), None
+        else:
+            keep = self._training is not None
+            logits_MNC, features_MNF = self._session.outputs(self._ensemble, encoded, "Predicting", keep, batch_size)
         found = as_predictions(logits_MNC, samples, encoded, self.classes, self._digest)
         return replace(found, features_MNF=features_MNF)
 
@@ -149,6 +153,26 @@ class LoadedEnsemble:
             sets=sets,
             classes=self.classes,
         )
+
+    def _in_one_pass(self, encoded: Encoded, execution: Execution) -> bool:
+        """Whether all members compute at once: asked for or cheaper, and possible. Without layers to merge it saves nothing."""
+        if execution == "merged" or self._training is not None or not any(True for _ in self._ensemble.member_linears()):
+            return False
+        if execution == "auto":
+            return self._batching_is_cheaper(encoded) and not self._mixing_layer
+        if self._mixing_layer:
+            raise SveError(
+                f"Layer '{self._mixing_layer}' gets the members' rows mixed, so that execution=\"batched\" would answer wrongly.",
+                'Use "auto" or "merged".',
+            )
+        return True
+
+    @cached_property
+    def _mixing_layer(self) -> str:
+        """As `training.mixing_layer`, found out once, on inputs of its own: a call may bring a single one, or equal ones."""
+        recipe, session = self._session.recipe, self._session
+        encoded = session.task.encode(two_inputs(MODALITY[recipe.task.name], bool(recipe.data.text_pair)))
+        return mixing_layer(self._ensemble, encoded, session.device, range(min(self.n_members, 2)))
 
     def _batched(self, encoded: Encoded, batch_size: int | None) -> np.ndarray:
         size = max((batch_size or self._session.recipe.evaluate.batch_size) // self.n_members, 1)
@@ -296,6 +320,7 @@ def open_adapter(
             f"The checkpoint '{name}' is not the one this adapter was trained on, '{document['base']['name']}'.",
             "Name the unchanged one with base.",
         )
+    require_same(backbone, document["base"], "this adapter")
     stored, algorithm = document["decomposition"]["stored"], document["decomposition"]["algorithm"]
     session = _session(recipe, list(document["classes"]), backbone, log, device)
     method = METHODS.resolve(recipe.method.name)
@@ -318,7 +343,10 @@ def open_adapter(
 
 
 def _with_base(recipe: Recipe, base: str | Path | None) -> Recipe:
-    return recipe if base is None else replace(recipe, model=replace(recipe.model, name=str(base)))
+    if base is None:
+        return recipe
+    revision = None if Path(base).is_dir() else recipe.model.revision  # a local copy has none
+    return replace(recipe, model=replace(recipe.model, name=str(base), revision=revision))
 
 
 def _wants_features(posthoc: Posthoc) -> bool:

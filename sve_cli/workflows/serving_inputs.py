@@ -15,7 +15,7 @@ from PIL import Image
 
 from sve_cli.errors import DataError
 from sve_cli.predictions import UNKNOWN_LABEL
-from sve_cli.samples import Samples
+from sve_cli.samples import Samples, decode_image
 
 
 def to_samples(inputs: Any, modality: str, pairs: bool) -> Samples:
@@ -31,6 +31,17 @@ def to_samples(inputs: Any, modality: str, pairs: bool) -> Samples:
     labels_N = np.full(len(given), UNKNOWN_LABEL, dtype=np.int64)
     ids = [str(i) for i in range(len(given))]
     return Samples("inputs", "", columns, labels_N, ids, [], modality=modality)  # type: ignore[arg-type]
+
+
+def two_inputs(modality: str, pairs: bool) -> Samples:
+    """Two fixed inputs that differ, texts in their length too: what a network does with the rows of a batch shows on them."""
+    if modality == "image":
+        pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+        return to_samples(list(pixels), modality, pairs)
+    texts = ["One text.", "Another text, which is longer than the first, so that the first is padded."]
+    if modality == "multiple_choice":
+        return to_samples([{"question": text, "choices": ["yes", "no"]} for text in texts], modality, pairs)
+    return to_samples([(text, text) for text in texts] if pairs else texts, modality, pairs)
 
 
 def _texts(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
@@ -52,7 +63,7 @@ def _images(given: list[Any], pairs: bool) -> dict[str, Sequence[Any]]:
                 raise DataError(f"There is no image '{path}'.", f"Paths start at the current folder, {Path.cwd()}.")
             images.append(path)
         elif isinstance(item, Image.Image):
-            images.append(np.asarray(item.convert("RGB")))
+            images.append(np.asarray(decode_image(item)))
         elif isinstance(item, (bytes, np.ndarray)):
             images.append(item)
         else:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sve_cli import __version__
-from sve_cli.backbone import Backbone, load_backbone, looks_random
+from sve_cli.backbone import Backbone, load_backbone, looks_random, require_same
 from sve_cli.data.load import ROLES, limited, load_data, load_samples
 from sve_cli.data.sources import local_splits, local_state, place_of, require_apart, stored_files
 from sve_cli.ensemble import Ensemble, MemberContext, MemberHeads
@@ -167,7 +167,7 @@ class Session:
         if log_store and store.hits + store.computed:
             self.log.say(f"Factors: {store.hits} from the store, {store.computed} decomposed ({store.folder}).")
         unused = [key for key in ("targets", "exclude", "last_blocks") if getattr(spec, key) != getattr(MethodSpec(spec.name), key)]
-        if log_store and unused and not any(True for _ in ensemble.member_linears()):
+        if log_store and unused and not ensemble.target_views():
             self.log.warn(f"{' and '.join(f'method.{key}' for key in unused)}: without effect, {spec.name} chooses no layers.")
         once = ensemble.shares_features and (self.recipe.data.augment == "none" or self.task.modality != "image")
         idle = [*idle_choices(params), *idle_settings(ensemble, params, self.recipe.train, once)]
@@ -194,11 +194,13 @@ class Session:
             CheckpointError: the trained state is missing or damaged, or the checkpoint, the data or their classes are not those
                 it was trained on.
         """
-        if self.digest() != read_json(run.path / "recipe.lock.json")["checkpoint"]:
+        lock = read_json(run.path / "recipe.lock.json")
+        if self.digest() != lock["checkpoint"]:
             raise CheckpointError(
                 f"The checkpoint '{self.recipe.model.name}' is not the one this run was trained on.",
                 "Put the old checkpoint back where model.name points, or train again.",
             )
+        require_same(self.backbone, lock, "this run")
         self.require_data(run, roles)
         if (trained := run_classes(run)) != [str(name) for name in self.task.classes]:
             new = [name for name in self.task.classes if name not in trained]
@@ -290,6 +292,8 @@ def open_session(
     task: Task = TASKS.resolve(recipe.task.name)(recipe.task, classes, backbone)
     for note in (*data.notes, *task.notes):
         log.say(note)
+    for note in backbone.notes:
+        log.warn(note)
     if recipe.data.augment != "none" and modality != "image":
         log.warn("data.augment is without effect: it changes images, and these are none.")
     session = Session(recipe, backbone, data, task, log, limit)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sve_cli import training
+from sve_cli.backbone import identity, require_same
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import SveError
 from sve_cli.prediction import predict_logits
@@ -119,6 +120,7 @@ def _begun(
     lock = lock_of(session, limit)
     if resume is not None:
         _check_lock(resume, lock, log)
+        require_same(session.backbone, read_json(resume.path / "recipe.lock.json"), "this run")
     open_sets(session)
     ensemble = session.build()
     if resume is None and recipe.train.prefix_cache_mb:  # what cannot be kept is refused before the folder is made
@@ -347,6 +349,7 @@ def lock_of(session: Session, limit: int | None) -> dict[str, Any]:
     splits = {n: s.fingerprint() for n in ("train", "validation", "test") if (s := getattr(session.data, n)) is not None}
     return {
         "recipe": digest(session.recipe), "checkpoint": session.digest(), "data": splits, "limit": limit,
+        **identity(session.backbone),
         "notes": [*session.data.notes, *session.backbone.notes, *session.task.notes], "environment": environment(),
     }  # fmt: skip
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sve_cli import training
-from sve_cli.backbone import Inputs
+from sve_cli.backbone import Inputs, require_same
 from sve_cli.ensemble import Ensemble, Output, Round
 from sve_cli.errors import CheckpointError, SveError
 from sve_cli.prediction import predict_logits
@@ -89,11 +89,13 @@ def transfer(
     origin = run_recipe(source)
     recipe = transferred_recipe(origin, loaded.recipe, most_members)
     session = open_session(recipe, log, limit)
-    if session.digest() != read_json(source.path / "recipe.lock.json")["checkpoint"]:
+    origin_lock = read_json(source.path / "recipe.lock.json")
+    if session.digest() != origin_lock["checkpoint"]:
         raise CheckpointError(
             f"'{recipe.model.name}' is not the checkpoint that '{source.path}' was trained on ('{origin.model.name}').",
             "What was trained only fits its own checkpoint: name that one under model.name.",
         )
+    require_same(session.backbone, origin_lock, f"'{source.path}'")
     lock = lock_of(session, limit)
     open_sets(session)
     ensemble = session.build()

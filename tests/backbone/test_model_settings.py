@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from sve_cli.backbone import load_backbone
 from sve_cli.errors import CheckpointError
+from sve_cli.recipe import load_recipe_text
 from sve_cli.recipe.spec import ModelSpec
+from sve_cli.workflows.serving import _with_base
 from tests.conftest import save_timm
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
@@ -52,6 +55,41 @@ def test_a_revision_that_timm_cannot_take_is_refused(lab: Any, asked: list[str])
         text = refused(IMAGES, name=name, revision="v1.0")
         assert f"model.revision is 'v1.0', but '{name}' is not a hub id" in text
     assert asked == []
+
+
+@pytest.mark.parametrize(("network", "task"), [("bert", "text_classification"), ("llama", "multiple_choice")])
+def test_a_revision_of_a_local_folder_is_refused(lab: Any, network: str, task: str) -> None:
+    name = str(lab.root / network)
+    text = refused(task, name=name, revision="v1.0")
+    assert f"model.revision is 'v1.0', but '{name}' is not a hub id" in text and "ORGANISATION/NAME" in text
+
+
+def test_a_local_base_for_a_recipe_of_the_hub_needs_no_revision(lab: Any) -> None:
+    text = "model: {name: org/net, revision: v1}\ndata: {name: x}\ntask: {name: text_classification}\nmethod: {name: sve}\n"
+    recipe = load_recipe_text(text, "test")
+    assert _with_base(recipe, lab.root / "bert").model == ModelSpec(str(lab.root / "bert"))
+    assert _with_base(recipe, "org/copy").model == ModelSpec("org/copy", revision="v1")
+
+
+def test_random_weights_for_an_architecture_with_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "w.safetensors"
+    network = timm.create_model("resnet10t")
+    save_file(network.state_dict(), file)
+    opened = load_backbone(ModelSpec(f"timm:resnet10t@{file}", random_init=True), IMAGES)
+    assert not torch.equal(opened.network.conv1[0].weight, network.conv1[0].weight) and opened.head is None
+    assert opened.digest() == load_backbone(ModelSpec("timm:resnet10t", random_init=True), IMAGES).digest()
+
+
+def test_a_file_of_weights_that_is_not_there_is_named(lab: Any) -> None:
+    for name in ("test_vit@nope.safetensors", "timm:test_vit@/no/where.safetensors", "test_vit@./nope.pth"):
+        assert f"There is no file '{name.partition('@')[2]}'" in refused(IMAGES, name=name)
+
+
+@pytest.mark.parametrize("config", ['{"architecture": null}', '{"architecture": 3}', "[]", '"bert"'])
+def test_a_configuration_of_nothing_is_refused(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert "config.json' describes no network" in refused(IMAGES, name=str(tmp_path))
 
 
 def test_an_attention_that_timm_cannot_be_told_is_refused(lab: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from transformers import DistilBertConfig, DistilBertModel, RobertaConfig, RobertaModel
 
 from sve_cli.backbone import Head, load_backbone, locate, looks_random
-from sve_cli.backbone.stream import _tensor_files
+from sve_cli.backbone.files import tensor_files
 from sve_cli.errors import CheckpointError
 from sve_cli.recipe.spec import MethodSpec, ModelSpec, TaskSpec
 from sve_cli.registry import TASKS
@@ -238,4 +238,4 @@ def test_long_inputs_are_as_long_as_the_recipe_says_and_the_checkpoint_can(lab: 
 def test_a_truncated_weight_file_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x10" + bytes(20))
     with pytest.raises(CheckpointError, match=r"Cannot read .*model\.safetensors"):
-        _tensor_files(tmp_path)
+        tensor_files(tmp_path)

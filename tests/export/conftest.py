@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
-from sve_cli.backbone import load_backbone
+from sve_cli.backbone import identity, load_backbone
 from sve_cli.certify import Answer, Certificate, Questions, Reload, certify, export_and_certify, worker
 from sve_cli.ensemble import Ensemble
 from sve_cli.errors import CheckFailed, SveError
@@ -63,7 +63,7 @@ class Case:
     def source_of(self, members: Sequence[int] | None = None, **options: Any) -> Source:
         """What an exporter gets."""
         chosen = range(self.ensemble.n_members) if members is None else members
-        lock = {"checkpoint": self.ensemble.backbone.digest()}
+        lock = {"checkpoint": self.ensemble.backbone.digest(), **identity(self.ensemble.backbone)}
         encoded = self.task.encode(self.samples)
         example = lambda: encoded.batch(np.arange(4))  # noqa: E731
         wanted = Options(**options)

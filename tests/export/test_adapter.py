@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import sve_cli
+from sve_cli.certified import document_digest
 from sve_cli.errors import CheckFailed, CheckpointError, NotExportable, SveError
 from sve_cli.export import adapter as target
 from sve_cli.factors import Factors, FactorStore
@@ -179,6 +180,21 @@ def test_another_base_is_refused(bert: tuple[Any, Path], tmp_path: Path) -> None
         sve_cli.load(folder, base=other)
     with pytest.raises(CheckpointError, match=r'The adapter needs its checkpoint. Name it, as in base="folder"'):
         sve_cli.load(folder)  # a bare folder name means nothing elsewhere
+
+
+def test_a_base_with_another_configuration_or_tokenizer_is_refused(bert: tuple[Any, Path], tmp_path: Path) -> None:
+    case, folder = bert
+    sve_cli.load(folder, base=shutil.copytree(case.source, tmp_path / "copy"))
+    other = Path(shutil.copytree(case.source, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text(encoding="utf-8"))
+    (other / "config.json").write_text(json.dumps({**config, "hidden_act": "relu"}), encoding="utf-8")
+    with pytest.raises(CheckpointError, match='is not what this adapter was trained with: hidden_act is "relu", was "gelu"'):
+        sve_cli.load(folder, base=other)
+    document = json.loads((folder / "adapter.json").read_text(encoding="utf-8"))
+    del document["digest"], document["base"]["checkpoint_config"], document["base"]["checkpoint_inputs"]  # of an older version
+    old = json.dumps({**document, "digest": document_digest(document)})
+    (folder / "adapter.json").write_text(old, encoding="utf-8")
+    sve_cli.load(folder, base=case.source)
 
 
 def another_driver(change: Callable[[Factors], Factors]) -> Callable[..., Factors]:

@@ -23,7 +23,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from sve_cli.certify import Answer, Certificate, Questions, in_fresh_process, process
+from sve_cli.certify import Answer, Certificate, Questions, in_fresh_process, process, worker
 from sve_cli.certify.staging import STAGING
 from sve_cli.errors import CheckFailed, NotExportable, SveError
 from sve_cli.export import Artifact, require_complete
@@ -292,6 +292,19 @@ def test_places_that_are_refused(make: Make, tmp_path: Path) -> None:
     assert (tmp_path / "full" / "member-0" / "mine.txt").read_text() == "keep"
 
 
+def test_the_place_that_is_looked_at_is_written_to(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tilde that the shell has left is a name like any other, for both."""
+    (taken := tmp_path / "home" / "out" / "member-1").mkdir(parents=True)
+    (taken / "mine.txt").write_text("keep")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    ((artifact, _),) = export(make("bert"), Path("~/out"), members=[1])
+    assert artifact.path == Path("~/out/member-1") and (tmp_path / "~" / "out" / "member-1" / "config.json").is_file()
+    with pytest.raises(SveError, match="'~/out/member-1' exists and is not empty"):
+        export(make("bert"), Path("~/out"), members=[1])
+    assert [p.name for p in taken.iterdir()] == ["mine.txt"]
+
+
 def test_unknown_members_and_targets_are_refused(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make("bert")
     with pytest.raises(SveError, match="no member 3; this ensemble has the members 0 to 2"):
@@ -397,6 +410,9 @@ def test_what_a_dead_worker_means(tmp_path: Path) -> None:
         process._read(answer, Path("member-0"), died(1, "Traceback\nOSError: no weights\n\n"))
     with pytest.raises(SveError, match="killed") as caught:  # out of memory is not the artifact's fault
         process._read(answer, Path("member-0"), died(-9, ""))
+    assert not isinstance(caught.value, CheckFailed)
+    with pytest.raises(SveError, match=r"cannot write its answer to .*\(No space left") as caught:  # nor is a full disk
+        process._read(answer, Path("member-0"), died(worker.CANNOT_WRITE, "No space left on device\n"))
     assert not isinstance(caught.value, CheckFailed)
     found = {"classes": ["a"], "missing": [], "versions": {}}
     save_file({"logits": torch.zeros(1, 1)}, answer, {"found": json.dumps(found)})

@@ -60,7 +60,22 @@ def test_what_is_idle_where_nothing_but_the_heads_trains(lab: Any) -> None:
     assert idle_of(lab, "vit", "heads_only", rates | passes) == first  # images that are augmented pass the network at every step
     assert sorted(idle_of(lab, "vit", "heads_only", rates | passes, once=True)) == sorted([*first, *(f"train.{k}" for k in passes)])
     assert idle_of(lab, "vit", "heads_only", {}, once=True) == []
-    assert idle_of(lab, "vit", "sve", rates | passes) == idle_of(lab, "vit", "single", rates | passes) == []
+    assert idle_of(lab, "vit", "sve", rates | passes) == []
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "idle"),
+    [
+        *((m, {}, True) for m in ("single", "deep_ensemble", "snapshot", "mc_dropout", "svfit", "lora_ensemble", "heads_only")),
+        ("sve", {"biases": "frozen"}, True),
+        ("sve", {"biases": "frozen", "train_norms": True}, False),
+        *((m, {"biases": b}, False) for m in ("sve", "lora_ensemble", "batch_ensemble") for b in ("member", "shared")),
+        *((m, {}, False) for m in ("sve_band", "sve_lora", "batch_ensemble")),
+    ],
+)
+def test_the_rate_of_biases_is_idle_where_none_trains_at_it(lab: Any, method: str, params: dict[str, Any], idle: bool) -> None:
+    assert idle_of(lab, "vit", method, {"bias_lr": 0.3}, **params) == ["train.bias_lr"] * idle
+    assert idle_of(lab, "vit", method, {}, **params) == []
 
 
 def test_norms_that_are_not_there_are_idle(lab: Any) -> None:

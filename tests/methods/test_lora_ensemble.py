@@ -77,6 +77,18 @@ def test_the_scale_follows_the_convention() -> None:
         LowRankSettings.checked(8, "xavier", 16.0)
 
 
+@pytest.mark.parametrize("shape", [(5, 30), (30, 5), (3, 4), (12, 12)])
+def test_directions_where_the_rank_is_above_a_layers_narrow_side(shape: tuple[int, int]) -> None:
+    lora = LowRank(shape, LowRankSettings(8, "peft", 2.0), 2, 0, "layer")
+    with torch.no_grad():
+        lora.B_MOR.normal_(generator=torch.Generator().manual_seed(0))
+    left_OK, right_KI, size_K = lora.directions(1)
+    torch.testing.assert_close(left_OK @ right_KI, lora.delta_OI(1), atol=1e-5, rtol=1e-5)
+    sizes = torch.linalg.svdvals(lora.delta_OI(1).double())[:8]
+    torch.testing.assert_close(size_K, sizes, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(right_KI @ right_KI.T, torch.eye(len(size_K)), atol=1e-5, rtol=0)
+
+
 def test_targets_are_attention_where_there_is_any(lab: Any) -> None:
     ends = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense")
     assert names(lab.build("bert", "lora_ensemble")) == [f"bert.encoder.layer.{i}.{e}" for i in range(2) for e in ends]

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sve_cli.errors import SveError
@@ -90,10 +92,13 @@ def test_many_rows_of_a_square_layer_are_computed_by_its_matrix() -> None:
 def test_both_forms_train_alike(lab: Any) -> None:
     ends = []
     for form in ("factored", "materialised"):
-        built = lab.build("bert", "sve_band", params={"form": form, "sigma_init": 0.1, "biases": "members"})
+        built = lab.build("bert", "sve_band", params={"form": form, "sigma_init": 0.1, "biases": "member", "bias_init": 0.1})
+        start = [linear.bias_MO.detach().clone() for linear in linears(built)]
         built.fit()
-        ends.append([p.detach().clone() for linear in linears(built) for p in (linear.delta_MR, linear.c_MKR, linear.c_SR)])
-    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=1e-3)
+        kinds = [("delta_MR", "c_MKR", "c_SR", *(["bias_MO"] if "key" not in x.view.name else [])) for x in linears(built)]
+        ends.append([getattr(x, k).detach().clone() for x, own in zip(linears(built), kinds, strict=True) for k in own])
+        assert all(bool((x.bias_MO != b).any(1).all()) for x, b in zip(linears(built), start, strict=True))  # every member's train
+    torch.testing.assert_close(ends[0], ends[1], atol=2e-5, rtol=1e-3)  # without key biases, to which attention is blind
 
 
 def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:
@@ -108,7 +113,7 @@ def test_the_bands_learn_at_their_own_rate_and_start_at_zero(lab: Any) -> None:
 
 
 def test_what_is_shared_trains_on_every_members_batch_and_counts_once(lab: Any) -> None:
-    """Batched and one by one are the same, and one member of three moves it alone when it runs alone."""
+    """Batched and one by one are the same; its gradient is the sum of what each member's own batch gives, alone too."""
     ends = []
     for execution in ("batched", "sequential"):
         built = lab.build("bert", "sve_band", params={"bands": 0, "shared_bands": 2, "sigma_init": 0.1})
@@ -118,6 +123,21 @@ def test_what_is_shared_trains_on_every_members_batch_and_counts_once(lab: Any) 
     assert float(ends[0].abs().min()) > 0
     table = built.ensemble.parameter_table()
     assert table["band"] == sum(2 * linear.rank for linear in linears(built))
+    layer, rows = linears(built)[0], np.split(np.arange(24), 3)
+    built.ensemble.set_training(False)  # no dropout
+
+    def gradient_SR(members: list[int]) -> Tensor:
+        inputs = [built.train.batch(rows[m]) for m in members]
+        width = max(own["input_ids"].shape[1] for own in inputs)
+        padded = {k: torch.stack([F.pad(own[k], (0, width - own[k].shape[1])) for own in inputs]) for k in inputs[0]}
+        logits_MBC = built.ensemble(padded, members, per_member=True).logits_MBC
+        labels_MB = torch.from_numpy(np.stack([built.train.labels_N[rows[m]] for m in members]))
+        loss = F.cross_entropy(logits_MBC.flatten(0, 1), labels_MB.flatten(), reduction="sum")
+        return torch.autograd.grad(loss, layer.c_SR)[0]
+
+    own = [gradient_SR([m]) for m in range(3)]
+    assert min(float(g.abs().max()) for g in own) > 1e-3
+    torch.testing.assert_close(gradient_SR([0, 1, 2]), torch.stack(own).sum(0), atol=1e-4, rtol=1e-3)
 
 
 def test_a_negligible_direction_is_left_alone(lab: Any) -> None:

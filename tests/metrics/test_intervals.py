@@ -150,7 +150,8 @@ def test_many_samples_take_fewer_resamples_and_say_so(monkeypatch: pytest.Monkey
     view, metrics = draw(200, 0.0, np.random.default_rng(0)), [METRICS.resolve(name) for name in ("nll", "brier_reliability_w15")]
     fewer, exactly = measure(view, metrics, 15, 500, 0.95, 0), measure(view, metrics, 15, 120, 0.95, 0)
     assert "from 120 resamples" in fewer["nll"].definition and "because" not in exactly["nll"].definition
-    assert (fewer["nll"].low, fewer["nll"].high) == (exactly["nll"].low, exactly["nll"].high)
+    limits = [(found["nll"].low, found["nll"].high) for found in (fewer, exactly)]
+    assert limits[0] == pytest.approx(limits[1], rel=1e-13)  # sums of another shape: some processors round them otherwise
 
 
 def test_weights_that_are_kept_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:

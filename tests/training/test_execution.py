@@ -16,12 +16,17 @@ from torch import Tensor, nn
 
 from sve_cli.backbone import load_backbone
 from sve_cli.ensemble import Ensemble, MixedMembers
+from sve_cli.errors import CheckpointError, SveError
+from sve_cli.posthoc.state import Posthoc
 from sve_cli.prediction import predict_logits
-from sve_cli.recipe.spec import ModelSpec, TrainSpec
+from sve_cli.recipe.spec import DataSpec, MethodSpec, ModelSpec, Recipe, TaskSpec, TrainSpec
+from sve_cli.samples import DataSet
 from sve_cli.tasks.common import TokenisedText
 from sve_cli.training import Checkpointer
 from sve_cli.training.execution import _two_rows, mixing_layer, path_gap, runnable
-from tests.conftest import CLASSES, Built, Lab, randomise, save_timm, wordpiece
+from sve_cli.workflows import serving
+from sve_cli.workflows.session import Session, Silent
+from tests.conftest import CLASSES, Built, Lab, images, questions, randomise, save_timm, texts, wordpiece
 
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "max_relative_positions": 64}
@@ -191,3 +196,73 @@ def test_one_row_or_equal_rows_say_nothing(lab: Lab) -> None:
     for ids in ([[2, 3]], [[2, 3], [2, 3]]):
         made.train = TokenisedText(ids, np.zeros(len(ids), np.int64), 0)
         assert mixing(made) == ""
+
+
+def served(made: Built) -> serving.LoadedEnsemble:
+    """An ensemble as `sve_cli.load` gives it, without a run."""
+    task: Any = made.task
+    spec = TaskSpec(name=task.spec.name)
+    recipe = Recipe(model=made.backbone.spec, data=DataSpec(name="inputs"), task=spec, method=MethodSpec(name="sve"))
+    session = Session(recipe, made.backbone, DataSet(None, None, None, []), task, Silent())
+    session.device = torch.device("cpu")
+    return serving.LoadedEnsemble(session, made.ensemble, Posthoc(), "probs", None, "digest", "Evaluate it.")
+
+
+def asked(made: Built) -> list[Any]:
+    """Inputs for `predict`; the first is short enough that all members in one pass are the cheaper way for texts."""
+    found = {"image": images, "text": texts, "multiple_choice": questions}[made.task.modality](6, 5).inputs
+    if made.task.modality == "multiple_choice":
+        return [{"question": q, "choices": c} for q, c in zip(found["question"], found["choices"], strict=True)]
+    return list(found.get("image", found.get("text")))
+
+
+@pytest.mark.parametrize("members", [2, 3])
+@pytest.mark.parametrize("network", MIXING)
+def test_predictions_are_the_members_own_where_the_network_mixes_them(
+    lab: Lab, folders: Path, network: str, members: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = built(lab, folders, network, members=members)
+    model, inputs = served(made), asked(made)
+    monkeypatch.setattr(model, "_batching_is_cheaper", lambda encoded: True)
+    for some in (inputs[:1], inputs, [inputs[0]] * 2):
+        np.testing.assert_array_equal(model.logits(some), model.logits(some, execution="merged"))
+    with pytest.raises(SveError, match=r"^Layer '.*execution=\"batched\" would answer wrongly. Use \"auto\" or \"merged\"\.$"):
+        model.logits(inputs[:1], execution="batched")
+
+
+@pytest.mark.parametrize("network", ["vit", "bert", "gpt2"])
+def test_predictions_in_one_pass_where_the_network_keeps_members_apart(
+    lab: Lab, network: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = lab.build(network)
+    model, inputs = served(made), asked(made)
+    monkeypatch.setattr(model, "_batching_is_cheaper", lambda encoded: True)
+    merged = model.logits(inputs, execution="merged")
+    np.testing.assert_allclose(model.logits(inputs, execution="batched"), merged, atol=2e-4)
+    monkeypatch.setattr(serving, "mixing_layer", lambda *given: pytest.fail("it is found out once"))
+    monkeypatch.setattr(model._session, "outputs", lambda *given: pytest.fail("all members compute in one pass"))
+    np.testing.assert_allclose(model.logits(inputs), merged, atol=2e-4)
+
+
+def test_where_there_is_nothing_to_merge_no_pass_has_several_members(lab: Lab, folders: Path) -> None:
+    """The thinned networks of mc_dropout have no layers of their own, and mix their rows on such a network as any other."""
+    made = built(lab, folders, "xlnet", "mc_dropout", 3)
+    model, inputs = served(made), asked(made)
+    for execution in ("auto", "batched"):
+        np.testing.assert_array_equal(model.logits(inputs, execution=execution), model.logits(inputs, execution="merged"))
+
+
+@pytest.mark.parametrize("method", ["sve", "mc_dropout"])
+def test_layers_whose_weights_are_read_are_refused_and_without_them_members_are_what_is_exported(
+    lab: Lab, folders: Path, method: str
+) -> None:
+    """Swin v2 computes with `qkv.weight` and never calls `qkv`."""
+    with pytest.raises(CheckpointError, match=r"never calls its layer 'layers\.0\.blocks\.0\.attn\.qkv' \(2 such\)"):
+        built(lab, folders, "swinv2", method, exclude=["re:cpb_mlp"]).fit()
+    made = built(lab, folders, "swinv2", method, exclude=["re:cpb_mlp|qkv"])
+    made.fit()
+    inputs, live = made.test.batch(np.arange(11)), made.logits()
+    for m in range(2):
+        with torch.no_grad():
+            plain = made.backbone.logits(made.ensemble.member_model(m), inputs)
+        np.testing.assert_allclose(plain.numpy(), live[m], atol=2e-5)

@@ -65,7 +65,12 @@ def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_pat
     def flops(session: Any, recipe: Any) -> dict[str, float]:
         if recipe.method.name == broken:
             raise SveError(f"{broken} cannot be counted.")
-        return {"train_flops": {"single": 4.0, "heads_only": 1.0, "sve": 6.0}[recipe.method.name], "predict_flops": 2.0}
+        stretch = 30.0 if recipe.method.name == "sve" else 20.0  # of its whole training, less was measured
+        return {
+            "train_flops": {"single": 4.0, "heads_only": 1.0, "sve": 4.0}[recipe.method.name],
+            "predict_flops": 2.0,
+            "stretch": stretch,
+        }
 
     monkeypatch.setattr(bench_costs, "_session", lambda recipe, limit, others: recipe)
     monkeypatch.setattr(bench_costs, "_flops", flops)
@@ -87,7 +92,31 @@ def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_pat
     again = bench_costs.measure_costs(study, log)  # only what is missing, beside single
     assert again["noisy"] == ["sve"] and "The latencies of sve differ from one measurement to the next" in log.lines[-1]
     assert again["methods"]["sve"]["train_flops"] == 1.5 and again["methods"]["sve"]["train_flops_absolute"] == 6.0
+    assert again["methods"]["sve"]["train_time"] == 1.5 and again["methods"]["sve"]["predict_flops"] == 1.0
+    assert not any("stretch" in key for row in again["methods"].values() for key in row)
     assert again["methods"]["heads_only"] == kept and bench_costs.read_costs(tmp_path) == again
+
+
+def test_the_cycles_of_snapshot_cost_what_single_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
+    """8 cycles share 8 steps; of the three batches that are measured each of them takes one."""
+    monkeypatch.setenv("SVE_CACHE_DIR", str(shared_cache))
+    rows = ["train.batch_size=8", "data.ood=[]", *SETTINGS[:1], *SETTINGS[2:-1], "method.members=8"]
+    study = Study("quickstart", tuple(rows), ("single", "snapshot"), 1, {}, (1.0,), tmp_path, tmp_path / "runs", limit=64)
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: {s: (0.1, 0.0) for s in sessions})
+    monkeypatch.setattr(bench_costs, "ROUNDS", 1)
+    costs = bench_costs.measure_costs(study, Silent())["methods"]
+    assert costs["snapshot"]["train_flops"] == pytest.approx(1.0, rel=0.01)
+    assert costs["single"]["train_flops"] == costs["single"]["train_time"] == 1.0
+
+
+def test_smaller_batches_of_a_sweep_cost_their_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:
+    monkeypatch.setenv("SVE_CACHE_DIR", str(shared_cache))
+    points = {"train.batch_size": ["4", "8"]}
+    study = Study("quickstart", (*SETTINGS, "data.ood=[]"), ("single",), 1, points, (1.0,), tmp_path, tmp_path / "runs", limit=64)
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: {s: (0.1, 0.0) for s in sessions})
+    monkeypatch.setattr(bench_costs, "ROUNDS", 1)
+    costs = bench_costs.measure_costs(study, Silent())["methods"]
+    assert [costs[f"single (batch_size={n})"]["train_flops"] for n in (4, 8)] == pytest.approx([1.0, 1.0], rel=0.01)  # as many rows
 
 
 def test_short_predictions_are_measured_often(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ from sve_cli.rundir import RunDir
 from sve_cli.workflows import bench_builds, bench_checks
 from sve_cli.workflows.bench import bench
 from sve_cli.workflows.bench_cells import Study, grid_factors
-from sve_cli.workflows.bench_checks import _to_make, check_study
+from sve_cli.workflows.bench_checks import _to_make, by_default, check_study
 from sve_cli.workflows.bench_worker import Crew, Job
 from sve_cli.workflows.session import Silent
 
@@ -96,6 +96,7 @@ def test_a_grid_has_at_most_seven_points(sve: Any) -> None:
         ("sve_lora", ["method.params.lora_targets=[nothing]"], "'nothing' matches no layer"),
         ("sve,sve_band", ["method.params.rank=4"], "'sve_band' cannot be trained: sve_band trains every direction"),
         ("lora_ensemble", ["method.params.alpha=2"], "'lora_ensemble' cannot be trained: method.params.alpha is set"),
+        ("single,sve_band", ["sve_band:method.params.bands=400"], "'sve_band' cannot be trained: method.params.bands is 400"),
     ],
 )
 def test_what_a_method_refuses_is_refused_before_any_training(
@@ -104,7 +105,65 @@ def test_what_a_method_refuses_is_refused_before_any_training(
     with pytest.raises(SveError) as caught:
         check_study(replace(study, methods=tuple(methods.split(",")), overrides=tuple(overrides)))
     assert saying in str(caught.value) and opened == ["digits_vit"]
+    assert ("leave" in caught.value.hint and "out of --methods." in caught.value.hint) == ("," in methods)
     assert not study.out.exists() and not study.runs.exists()
+
+
+def test_heads_alone_are_refused_where_the_head_is_frozen_unless_nobody_chose_them(study: Study, lab: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "validation", "test"):
+        (folder / f"{split}.jsonl").write_text('{"question": "Is it red ?", "choices": ["yes", "no"], "label": 0}\n')
+    recipe = tmp_path / "letters.yaml"
+    recipe.write_text(
+        f"model: {{name: {lab.root / 'llama'}}}\ndata: {{name: {folder}}}\nmethod: {{name: sve, members: 2}}\n"
+        "task: {name: multiple_choice}\n"
+    )
+    letters = replace(study, recipe=str(recipe), methods=("single", "heads_only", "sve"))
+    with pytest.raises(SveError) as caught:
+        check_study(letters)
+    assert caught.value.message.startswith("'heads_only' cannot be trained: heads_only would train nothing")
+    assert caught.value.hint == "Write task.head: new. Or leave heads_only out of --methods."
+    left = by_default(letters, log := Silent())
+    assert left.methods == ("single", "sve") and log.lines[0].startswith("heads_only is left out: the task's head is frozen")
+    check_study(left)
+    trained = replace(letters, overrides=("task.head=new",))
+    assert by_default(trained, Silent()).methods == letters.methods
+    check_study(trained)
+
+
+def test_what_costs_are_relative_to_has_its_own_parameters(study: Study) -> None:
+    """`single` is none of the methods, and knows no rank."""
+    alone = replace(study, methods=("sve",), overrides=("method.params.rank=8", "train.batch_size=4", "single:train.epochs=2"))
+    check_study(alone, costs=True)
+    recipe = alone.cost_reference().recipe
+    assert (recipe.method.name, recipe.method.members, recipe.train.batch_size, recipe.train.epochs) == ("single", 1, 4, 2)
+    assert "rank" not in recipe.method.params
+    both = replace(study, overrides=("method.params.embeddings=frozen",), methods=("deep_ensemble", "single"))
+    assert both.cost_reference().recipe.method.params["embeddings"] == "frozen"
+    wrong = replace(alone, overrides=("single:method.params.rank=8",))
+    check_study(wrong)
+    with pytest.raises(RecipeError, match=r"for single: .*method\.params\.rank: unknown key"):
+        check_study(wrong, costs=True)
+
+
+@pytest.mark.parametrize("error", [SveError("It cannot be.", "Try again."), RuntimeError("It cannot be. Try again.")])
+def test_where_costs_fail_there_is_a_table_all_the_same(study: Study, error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(study: Study, log: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("sve_cli.workflows.bench.measure_costs", refuse)
+    monkeypatch.setattr(Crew, "run", found_nothing_new)
+    table = bench(replace(study, seeds=1), log := Silent())
+    assert [row.name for row in table.rows] == ["single", "sve"] and (study.out / "bench.md").is_file()
+    assert "warning: No costs: It cannot be. Try again." in log.lines
+
+
+def found_nothing_new(self: Crew, job: Job, label: str) -> dict[str, Any]:
+    """A run that took no time."""
+    facts: dict[str, Any] = {key: {} for key in ("parameters", "environment", "sources")}
+    training = {"seconds": 1.0, "steps": 3, "peak_memory_mb": 1}
+    return {**facts, "training": training, "metrics": {"accuracy": 0.5, "nll": 1.0}, "rows": {"test": 8}, "warnings": []}
 
 
 def test_the_last_row_of_a_sweep_is_checked_too_and_the_checkpoint_opened_once(study: Study, opened: list[str]) -> None:

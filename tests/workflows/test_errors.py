@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
-import os
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
 
 from sve_cli import cli
 from sve_cli.recipe import recipe_names
 from sve_cli.workflows import train as train_workflow
+from tests.conftest import full_disk
 
 TINY = ["quickstart", "train.epochs=1", "method.members=2", "evaluate.bootstrap=0", "data.ood=[]", "--limit", "32"]
 
@@ -108,16 +110,31 @@ def test_a_full_disk_or_memory_is_no_bug(error: Exception, saying: str, sve: Any
     assert "This is a bug" not in sve.err
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_a_disk_that_fills_while_training(sve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = train_workflow.save_file
 
     def full(tensors: Any, path: Path, metadata: dict[str, str]) -> None:
-        real(tensors, Path("/dev/full"), metadata=metadata)
+        with full_disk():
+            real(tensors, path, metadata=metadata)
 
     monkeypatch.setattr(train_workflow, "save_file", full)
     sve.check_refuses("train", *TINY, "--out", tmp_path / "run", saying="latest.safetensors'")
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_disk_that_fills_while_predictions_are_written(
+    sve: Any, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any, **named: Any) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    with monkeypatch.context() as patch:
+        patch.setattr("safetensors.numpy.save_file", full)
+        sve.check_refuses("evaluate", run, "--vector", saying="validation.safetensors': No space left on device")
+    assert "This is a bug" not in sve.err
+    assert [p.name for p in run.glob("evaluations/*/predictions") if not any(p.iterdir())] == ["predictions"], "nothing is left"
+    assert sve.json("evaluate", run, "--vector")["report"]
 
 
 def test_json_is_one_document_on_every_command(sve: Any, trained: Path, tmp_path: Path) -> None:

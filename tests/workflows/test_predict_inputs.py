@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image
 from sve_cli.errors import DataError, SveError
 from sve_cli.recipe import Recipe, resolve_dict
 from sve_cli.workflows.predict_inputs import read_given, too_many_options
-from sve_cli.workflows.serving_inputs import to_samples
+from sve_cli.workflows.serving_inputs import to_samples, two_inputs
 
 ROWS = [{"id": "a", "text": "red sky"}, {"id": "b", "text": " "}, {"id": "c", "text": "17"}]
 ITEMS: list[dict[str, object]] = [
@@ -236,3 +237,29 @@ def test_options_are_several_texts(choices: Any) -> None:
         to_samples([{"question": "Which?", "choices": choices}], "multiple_choice", False)
     found = to_samples([{"question": "Which?", "choices": ("a", "b")}], "multiple_choice", False)
     assert found.inputs["choices"] == [["a", "b"]]
+
+
+def test_an_open_image_is_read_as_its_file_is(tmp_path: Path) -> None:
+    """Pillow would cut what is above 255 off."""
+    deep, plain = Image.fromarray(np.arange(0, 64000, 1000, dtype=np.uint16).reshape(8, 8)), Image.new("LA", (4, 3), (7, 9))
+    for name, image in (("deep.png", deep), ("plain.png", plain)):
+        image.save(tmp_path / name)
+    with Image.open(tmp_path / "deep.png") as opened:
+        for mode in (opened, deep, deep.convert("I"), deep.convert("F")):
+            with pytest.raises(DataError, match=r"more than 8 bits a channel .* Scale the images to 8 bits"):
+                to_samples(mode, "image", False)
+    (tmp_path / "torn.png").write_bytes((tmp_path / "plain.png").read_bytes()[:50])
+    with Image.open(tmp_path / "torn.png") as torn, pytest.raises(DataError, match="Cannot read an image .* Replace the file"):
+        to_samples(torn, "image", False)  # only its head is read before
+    found = to_samples([plain, np.asarray(plain.convert("RGB"))], "image", False).inputs["image"]
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize(("modality", "pairs"), [("text", False), ("text", True), ("image", False), ("multiple_choice", False)])
+def test_the_two_fixed_inputs_differ_and_are_always_the_same(modality: str, pairs: bool) -> None:
+    first, again = two_inputs(modality, pairs), two_inputs(modality, pairs)
+    assert len(first) == 2
+    for name, column in first.inputs.items():
+        np.testing.assert_array_equal(np.asarray(column), np.asarray(again.inputs[name]))
+    (a, b) = first.inputs["question" if modality == "multiple_choice" else modality]
+    assert not np.array_equal(a, b)

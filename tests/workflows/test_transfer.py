@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,17 @@ def test_what_does_not_fit_is_refused_before_any_work(sve: Any, trained: Path, t
     own = ["method.name=heads_only", "--out", tmp_path / "x"]
     sve.check_refuses("transfer", trained, *TARGET, *own, saying="method.name changes nothing: a transfer keeps the method")
     assert not (tmp_path / "x").exists() and (trained / "COMPLETE").is_file()
+
+
+def test_another_image_transform_of_the_same_weights_is_refused(sve: Any, trained: Path, tmp_path: Path) -> None:
+    net = tmp_path / "net"
+    with as_file(files("sve_cli") / "assets" / "digits_vit") as own:
+        shutil.copytree(own, net)
+    config = json.loads((net / "config.json").read_text(encoding="utf-8"))
+    config["pretrained_cfg"]["mean"] = [0.1, 0.1, 0.1]
+    (net / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    saying = f"The image transform of the checkpoint '{net}' is not what '{trained}' was trained with: mean is"
+    sve.check_refuses("transfer", trained, *TARGET, f"model.name={net}", "--out", tmp_path / "x", saying=saying)
 
 
 def test_an_unfinished_transfer_is_not_resumed(sve: Any, trained: Path, tmp_path: Path) -> None:

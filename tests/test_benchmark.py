@@ -81,7 +81,7 @@ def test_what_the_numbers_rest_on_is_noted() -> None:
     assert table.notes == [
         "Trained on at most 2,000 rows (data.limit).",
         "nll is not finite, so that its row shows none: sve, seed 1.",
-        "The machine was busy when the latencies of sve, single were measured: they are rough.",
+        "The machine was busy when the times of sve, single were measured: they are rough.",
     ]
     assert "nll" not in table.rows[0].metrics and "accuracy" in table.rows[0].metrics
     swept = [cell(recipe={"data.limit": n}, sweep={"data.limit": str(n)}) for n in (100, 200)]

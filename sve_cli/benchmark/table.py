@@ -214,7 +214,7 @@ def _gaps(cells: Sequence[CellResult], diverged: Sequence[Diverged]) -> list[str
 
 def _cost_notes(costs: Mapping[str, Any]) -> list[str]:
     noisy = ", ".join(costs.get("noisy", []))
-    return [f"The machine was busy when the latencies of {noisy} were measured: they are rough."] if noisy else []
+    return [f"The machine was busy when the times of {noisy} were measured: they are rough."] if noisy else []
 
 
 def _paired_notes(paired: Mapping[str, Any], rows: Sequence[BenchRow]) -> list[str]:

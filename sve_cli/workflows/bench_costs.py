@@ -5,7 +5,6 @@ Shapes: M members, B batch.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -87,7 +86,7 @@ def measure_costs(study: Study, log: Log) -> dict[str, Any]:
     if noisy := sorted({name for name, found in measured.items() if found.pop("scatter") > SCATTER}):
         document["noisy"] = sorted({*document.get("noisy", []), *noisy})
         log.warn(
-            f"The latencies of {', '.join(noisy)} differ from one measurement to the next: this machine was busy. To measure them "
+            f"The times of {', '.join(noisy)} differ from one measurement to the next: this machine was busy. To measure them "
             f"again, remove '{study.out / 'costs.json'}'."
         )
     for name, found in measured.items():
@@ -112,16 +111,16 @@ def _measure(study: Study, recipes: dict[str, Recipe], log: Log) -> dict[str, di
                 log.warn(f"The costs of {name} cannot be measured: {error}")
             advance(1, name)
         seconds: dict[str, list[float]] = {name: [] for name in sessions}
-        for turn in range(ROUNDS):
-            for name in sessions if turn % 2 == 0 else reversed(sessions):
+        for _ in range(ROUNDS):
+            for name in sessions:  # never a row twice in a row: one moment of other work would be its median
                 seconds[name].append(_train(sessions[name], recipes[name]))
                 advance(1, name)
     for name, times in seconds.items():
-        results[name]["train_time"] = statistics.median(times)
+        results[name]["train_time"], results[name]["scatter"] = _middle(times)
     for batch in (1, 32):
         for name, (seconds_each, scatter) in _latencies(sessions, batch).items():
             results[name][f"latency_{batch}"] = seconds_each
-            results[name]["scatter"] = max(scatter, results[name].get("scatter", 0.0))
+            results[name]["scatter"] = max(scatter, results[name]["scatter"])
     return results
 
 

@@ -90,11 +90,31 @@ def test_a_row_whose_costs_cannot_be_measured_is_left_out_with_a_warning(tmp_pat
     kept = found["methods"]["heads_only"]
     assert "noisy" not in found
     again = bench_costs.measure_costs(study, log)  # only what is missing, beside single
-    assert again["noisy"] == ["sve"] and "The latencies of sve differ from one measurement to the next" in log.lines[-1]
+    assert again["noisy"] == ["sve"] and "The times of sve differ from one measurement to the next" in log.lines[-1]
     assert again["methods"]["sve"]["train_flops"] == 1.5 and again["methods"]["sve"]["train_flops_absolute"] == 6.0
     assert again["methods"]["sve"]["train_time"] == 1.5 and again["methods"]["sve"]["predict_flops"] == 1.0
     assert not any("stretch" in key for row in again["methods"].values() for key in row)
     assert again["methods"]["heads_only"] == kept and bench_costs.read_costs(tmp_path) == again
+
+
+def test_other_work_at_one_moment_is_not_a_rows_training_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No row is measured twice in a row, and one that scatters is named."""
+    study = Study("quickstart", (), ("single", "heads_only", "sve"), 1, {}, (1.0,), tmp_path, tmp_path / "runs")
+    measured: list[str] = []
+
+    def seconds(session: Any, recipe: Any) -> float:
+        measured.append(recipe.method.name)
+        return 4.0 if len(measured) in (3, 4) else 1.0  # the machine is busy for a while
+
+    monkeypatch.setattr(bench_costs, "_session", lambda recipe, limit, others: recipe)
+    monkeypatch.setattr(bench_costs, "_flops", lambda *a: {"train_flops": 1.0, "predict_flops": 1.0, "stretch": 1.0})
+    monkeypatch.setattr(bench_costs, "_train", seconds)
+    monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: dict.fromkeys(sessions, (0.1, 0.0)))
+    found = bench_costs.measure_costs(study, Silent())
+    assert sorted(measured) == sorted(["single", "heads_only", "sve"] * 3)
+    assert all(one != other for one, other in zip(measured, measured[1:], strict=False))
+    assert [row["train_time_absolute"] for row in found["methods"].values()] == [1.0, 1.0, 1.0]
+    assert found["noisy"] == ["single", "sve"]
 
 
 def test_the_cycles_of_snapshot_cost_what_single_costs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_cache: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import threading
 import time
@@ -112,7 +113,7 @@ def test_other_work_at_one_moment_is_not_a_rows_training_time(tmp_path: Path, mo
     monkeypatch.setattr(bench_costs, "_latencies", lambda sessions, batch: dict.fromkeys(sessions, (0.1, 0.0)))
     found = bench_costs.measure_costs(study, Silent())
     assert sorted(measured) == sorted(["single", "heads_only", "sve"] * 3)
-    assert all(one != other for one, other in zip(measured, measured[1:], strict=False))
+    assert all(one != other for one, other in itertools.pairwise(measured))
     assert [row["train_time_absolute"] for row in found["methods"].values()] == [1.0, 1.0, 1.0]
     assert found["noisy"] == ["single", "sve"]
 

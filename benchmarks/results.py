@@ -28,6 +28,7 @@ from sve_cli.errors import SveError
 from sve_cli.render import markdown
 from sve_cli.render.bench import sections, verdict
 from sve_cli.render.diversity import UNCERTAINTIES, format_correlation, format_pair
+from sve_cli.render.pareto import front
 from sve_cli.render.tables import MISSING, Table
 from sve_cli.report import Report
 from sve_cli.rundir import RunDir, read_json, write_json, write_text
@@ -44,6 +45,7 @@ REGION = re.compile(
 OVERVIEW = ("accuracy", "nll", "ece_top1_w15", "brier", "ood_auroc_entropy", "temperature.nll", "temperature.ece_top1_w15")
 OOD = "ood"
 HEADS = ("accuracy %", "NLL", "ECE %", "Brier", "OOD AUROC % (entropy)", "NLL, temperature", "ECE %, temperature")
+COSTS = {"train_time": "Training time", "latency_1": "Latency, batch 1", "latency_32": "Latency, batch 32"}
 VERDICTS = {
     **dict(zip((*OVERVIEW[:4], OOD), HEADS[:5], strict=True)),
     "temperature.nll": "NLL, row scaled", "temperature.ece_top1_w15": "ECE %, row scaled",
@@ -234,7 +236,27 @@ def overview_region(folders: str) -> str:
     means_table = markdown.table(Table(heads, lines))
     paired = [table.paired for table in tables.values() if table.paired]
     everywhere = {name for name, found in rows.items() if len(found) == len(tables)}
-    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{_verdicts(paired, everywhere)}"
+    costs = _costs({name: found for name, found in rows.items() if name in everywhere})
+    return f"Mean over {', '.join(tables)}.\n\n{means_table}\n\n{costs}{_verdicts(paired, everywhere)}"
+
+
+def _costs(rows: dict[str, list[BenchRow]]) -> str:
+    """Mean costs over the tasks, relative to `single`, and the rows that no other one beats in cost and NLL."""
+    measured = {name: found for name, found in rows.items() if all(key in r.costs for r in found for key in COSTS)}
+    means = {name: [statistics.fmean(r.costs[key] for r in found) for key in COSTS] for name, found in measured.items()}
+    if len(means) < 2:
+        return ""
+    lines = [[name, *(f"{value:.2f}" for value in found)] for name, found in means.items()]
+    table = markdown.table(Table(["method", *(f"{title}, × single" for title in COSTS.values())], lines))
+    nll = {name: statistics.fmean(r.metrics["nll"].mean for r in found) for name, found in measured.items()}
+    compared = {title: {name: values[i] for name, values in means.items()} for i, title in enumerate(COSTS.values())}
+    compared["Extra parameters"] = {n: statistics.fmean(r.parameters["extra_fraction"] for r in f) for n, f in measured.items()}
+    fronts = [
+        f"- {title}: {', '.join(f'`{name}`' for _, _, name in front([(cost, nll[n], n) for n, cost in costs.items()]))}"
+        for title, costs in compared.items()
+    ]
+    said = "Methods that no other one beats in both NLL and\n\n" + "\n".join(fronts)
+    return f"Costs, mean over the same tasks:\n\n{table}\n\n{said}\n\n"
 
 
 def _mean(key: str, mean: float) -> str:

@@ -72,7 +72,11 @@ def test_content_that_was_changed_between_two_cells_is_found() -> None:
     with pytest.raises(SveError, match="the checkpoint's content"):
         build_table([cell(sources=old), cell(seed=1, sources={**old, "checkpoint": "z"})], {}, None)
     swept = [cell(sources=old, sweep={"data.name": "x"}), cell(sources=new, sweep={"data.name": "y"})]
-    assert len(build_table(swept, {}, None).rows) == 2
+    apart = build_table(swept, {}, None)
+    note = "Rows have test samples of their own (--sweep data.name): their numbers do not compare, and no best one is marked."
+    assert len(apart.rows) == 2 and not apart.one_test and apart.notes == [note]
+    together = build_table([replace(c, sources=old) for c in swept], {}, None)
+    assert together.one_test and together.notes == []
 
 
 def test_what_the_numbers_rest_on_is_noted() -> None:

@@ -32,7 +32,7 @@ def select_targets(network: nn.Module, spec: MethodSpec) -> list[LinearView]:
     Raises:
         CheckpointError: a layer asked for is not supported, or nothing is left.
         SveError: a name or regular expression matches nothing, `targets` is `attention` and the network has none, or
-            `last_blocks` is set and there are no blocks.
+            `last_blocks` is set and there are no blocks, or fewer.
     """
     modules = dict(network.named_modules())  # named_modules already visits a shared module once
     inside_mha = _inside_mha(modules)
@@ -53,7 +53,8 @@ def has_attention(network: nn.Module, spec: MethodSpec) -> bool:
     """Whether `targets: attention` would find a layer, under the recipe's `exclude` and `last_blocks`.
 
     Raises:
-        SveError: a name or regular expression of `exclude` matches nothing, or `last_blocks` is set and there are no blocks.
+        SveError: a name or regular expression of `exclude` matches nothing, or `last_blocks` is set and there are
+            no blocks, or fewer.
     """
     modules = dict(network.named_modules())
     auto = _auto(modules, _inside_mha(modules))
@@ -72,6 +73,12 @@ def _narrowed(names: list[str], modules: dict[str, nn.Module], spec: MethodSpec)
         blocks = list(dict.fromkeys(b for n in modules if view_of(n, modules[n]) and (b := block_of(n))))
         if not blocks:
             raise SveError("method.last_blocks is set, but this network has no repeated blocks.", "Remove last_blocks.")
+        if spec.last_blocks > len(blocks):
+            count = f"{len(blocks)} block{'' if len(blocks) == 1 else 's'}"
+            raise SveError(
+                f"method.last_blocks is {spec.last_blocks}, but this network has {count}.",
+                f"Write 1 to {len(blocks)}, or null for all.",
+            )
         keep = set(blocks[-spec.last_blocks :])
         names = [n for n in names if block_of(n) in keep]
     return names

@@ -57,8 +57,17 @@ def build_table(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
         notes=[*_notes(cells, grids), *_gaps(cells, diverged), *_cost_notes(costs or {}), *_paired_notes(paired or {}, rows)],
         commands=list(dict.fromkeys(c.command for c in cells)),
-        paired=None if paired is None else dict(paired),
+        paired=None if paired is None else dict(paired), one_test=not _swept_tests(cells),
     )  # fmt: skip
+
+
+def _swept_tests(cells: Sequence[CellResult]) -> list[str]:
+    """The swept keys, if rows of one seed were scored on different test samples; results of older versions do not say."""
+    tests: dict[int, set[str]] = {}
+    for cell in cells:
+        if "test" in cell.sources:
+            tests.setdefault(cell.seed, set()).add(cell.sources["test"])
+    return sorted({key for c in cells for key in c.sweep}) if any(len(found) > 1 for found in tests.values()) else []
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -164,6 +173,9 @@ def _ood_means(cell: CellResult) -> dict[str, float]:
 def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
     limit = cells[0].limit  # one for all cells of a table
     notes = [] if limit is None else [f"Limited to {limit} rows a split: not comparable with full runs."]
+    if keys := _swept_tests(cells):
+        swept = f"Rows have test samples of their own (--sweep {', '.join(keys)})"
+        notes.append(f"{swept}: their numbers do not compare, and no best one is marked.")
     rows = {c.recipe.get("data.limit") for c in cells if "data.limit" not in c.sweep} - {None}
     notes += [f"Trained on at most {rows.pop():,} rows (data.limit)."] if len(rows) == 1 else []
     steps = {c.row: c.training["steps"] for c in cells}

@@ -303,7 +303,8 @@ class BenchRow:
 
 @dataclass(frozen=True)
 class BenchTable:
-    """All rows of one task. `paired`: differences to `reference` inside or outside of their paired intervals."""
+    """All rows of one task. `paired`: differences to `reference` inside or outside of their paired intervals; `one_test`: all
+    rows were scored on the same test samples, so that their numbers compare."""
 
     task: str
     model: str
@@ -313,6 +314,7 @@ class BenchTable:
     notes: list[str]
     commands: list[str]
     paired: dict[str, Any] | None = None
+    one_test: bool = True
     schema: str = TABLE_SCHEMA
 
     def to_json(self) -> str:

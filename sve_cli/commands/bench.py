@@ -38,7 +38,9 @@ def bench(
         list[str] | None, typer.Option(help="An ablation: recipe key and values, like method.members=1,2,4; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the results; default: bench/<recipe>.")] = None,
-    reference: Annotated[str | None, typer.Option(help="The row that differences are against; default: sve.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The row that differences are against; default: sve, else single, else the first.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Rows per split, for a quick try; the same for every seed.")] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs trained at once.")] = 1,
     costs: Annotated[bool, typer.Option(help="Measure FLOPs, training time and latency side by side.")] = True,

@@ -10,7 +10,7 @@ from sve_cli.findings import Curve, CurvePoint, Difference
 from sve_cli.render.comparison import rounded
 
 FIRST = ("nll", "accuracy")  # the tie whose sample size is told
-NAMES = ("Brier",)  # of people: written large anywhere
+NAMES = ("Brier",)  # of people: written large anywhere, also before what they are parts of
 
 
 def pair_sentences(name: str, reference: str, rows: Sequence[Difference]) -> list[str]:
@@ -64,7 +64,7 @@ def _short(row: Difference) -> str:
     """The label inside a sentence: `accuracy`, `ECE (equal mass)`, `AUROC by entropy`."""
     first, comma, rest = row.label.partition(", ")
     text = f"{first} ({rest})" if comma else first
-    return text if text[:2].isupper() or text in NAMES else text[0].lower() + text[1:]
+    return text if text[:2].isupper() or text.startswith(NAMES) else text[0].lower() + text[1:]
 
 
 def _size(rows: Sequence[Difference]) -> list[str]:

@@ -89,8 +89,8 @@ class SveLora:
         lora = LowRankSettings.checked(params.lora_rank, params.lora_start, params.lora_alpha, "lora_start", "lora_alpha")
         network = backbone.fresh()
         context = MemberContext(tuple(range(spec.members)))
-        sigma_views = _views(backbone, spec, network, params.sigma_targets)
-        lora_views = _views(backbone, spec, network, params.lora_targets)
+        sigma_views = _views(backbone, spec, network, "sigma_targets", params.sigma_targets)
+        lora_views = _views(backbone, spec, network, "lora_targets", params.lora_targets)
         if not sigma_views and not lora_views:
             raise SveError("sigma_targets and lora_targets are both none, so that no layer would train.", "Use heads_only.")
 
@@ -110,8 +110,13 @@ class SveLora:
         return ensemble
 
 
-def _views(backbone: Backbone, spec: MethodSpec, network: nn.Module, targets: str | list[str]) -> dict[str, LinearView]:
+def _views(backbone: Backbone, spec: MethodSpec, network: nn.Module, key: str, targets: str | list[str]) -> dict[str, LinearView]:
     if targets == "none":
         return {}
-    chosen = spec if targets == "auto" else replace(spec, targets=targets)
-    return {view.name: view for view in backbone.targets(chosen, network)}
+    if targets == "auto":
+        return {view.name: view for view in backbone.targets(spec, network)}
+    try:
+        return {view.name: view for view in backbone.targets(replace(spec, targets=targets), network)}
+    except SveError as error:  # written for method.targets
+        own = f"method.params.{key}"
+        raise type(error)(error.message.replace("method.targets", own), error.hint.replace("method.targets", own)) from error

@@ -80,13 +80,13 @@ def sections(table: BenchTable) -> list[tuple[str, Table | None]]:
 
 def subtitle(table: BenchTable) -> str:
     """What the table is about and how to read it: model, data, seeds, signs."""
-    rows = ", ".join(f"{n:,} {split}" for split, n in table.rows_of_data.items())
+    rows = ", ".join(f"{n:,} {split}" for split, n in table.rows_of_data.items()) if table.one_test else "each row its own"
     seeds = sorted({len(row.seeds) for row in table.rows})
     counted = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     plural = "" if seeds == [1] else "s"
     sets = f"; OOD: {', '.join(table.ood)}" if table.ood else ""
     spread = "" if seeds == [1] else " Mean ± standard deviation, worst seed in parentheses."
-    best = " An asterisk marks the best mean of a column." if len(table.rows) > 1 else ""
+    best = " An asterisk marks the best mean of a column." if len(table.rows) > 1 and table.one_test else ""
     return f"{table.model}; samples: {rows}{sets}; {counted} seed{plural} a row.{spread}{best}"
 
 
@@ -123,7 +123,7 @@ def _best(table: BenchTable, stem: str) -> set[str]:
     """Names of the rows with the best mean; none without a direction, or with nothing to compare."""
     better = higher_is_better(stem)
     found = {row.name: row.metrics[k].mean for row in table.rows if (k := _key(row, stem))}
-    if better is None or len(found) < 2:
+    if better is None or len(found) < 2 or not table.one_test:
         return set()
     top = (max if better else min)(found.values())
     return {name for name, mean in found.items() if mean == top}
@@ -231,7 +231,9 @@ def _megabytes(size: float) -> str:
 
 
 def points(table: BenchTable, cost: str) -> list[Point]:
-    """(cost, NLL, row) of every row that has both."""
+    """(cost, NLL, row) of every row that has both; none where the rows' NLL do not compare."""
+    if not table.one_test:
+        return []
     rows = [row for row in table.rows if row.costs.get(cost) and "nll" in row.metrics]
     return [(row.costs[cost], row.metrics["nll"].mean, row.name) for row in rows]
 

@@ -57,6 +57,9 @@ def test_auto_is_attention_and_mlp_of_every_block(lab: Any, network: str) -> Non
     assert sorted(names(lab, network)) == sorted(auto)
     assert sorted(names(lab, network, last_blocks=1)) == sorted(n for n in auto if block.format(1) in n)
     assert sorted(names(lab, network, targets="all-linear")) == sorted(auto + OUTSIDE[network])
+    assert sorted(names(lab, network, last_blocks=2)) == sorted(auto)
+    with pytest.raises(SveError, match=r"last_blocks is 3, but this network has 2 blocks\. Write 1 to 2, or null for all"):
+        names(lab, network, last_blocks=3)
     assert names(lab, network, targets=[parts[0]], exclude=["re:\\.0\\."]) == [block.format(1) + parts[0]]
     assert names(lab, network, targets=[auto[2], parts[0]], last_blocks=1) == [block.format(1) + parts[0]]
     pattern = "re:" + "|".join(p.replace(".", r"\.") + "$" for p in parts)

@@ -41,6 +41,9 @@ def test_each_is_switched_per_target(lab: Any) -> None:
     narrowed = kinds(lab.build("bert", "sve_lora", params={"lora_targets": "attention"}, last_blocks=1, exclude=["re:key"]))
     assert len(narrowed) == 5
     assert all(name.startswith("bert.encoder.layer.1.") for name in narrowed)
+    for key in ("sigma_targets", "lora_targets"):
+        with pytest.raises(SveError, match=rf"^method\.params\.{key}\b.*matches no layer"):
+            lab.build("bert", "sve_lora", params={key: "re:nowhere"})
     with pytest.raises(SveError, match="no layer would train"):
         lab.build("bert", "sve_lora", params={"sigma_targets": "none", "lora_targets": "none"})
     with pytest.raises(SveError, match="lora_alpha"):

@@ -287,6 +287,15 @@ def test_the_subtitle_says_how_to_read_the_table() -> None:
     assert dict(sections(table(row("a"), ood=["x", "y"]))).keys() >= {"Out-of-distribution detection: AUROC %, mean of 2 sets"}
 
 
+def test_rows_of_different_test_samples_are_not_ranked() -> None:
+    rows = [row("a", 0.2, cost=1.0), row("b", 0.3, cost=2.0)]
+    apart = replace(table(*rows), one_test=False)
+    assert "samples: each row its own;" in subtitle(apart) and "asterisk" not in subtitle(apart)
+    found = quality_table(apart, ("accuracy", "nll"))
+    assert found is not None and not any("*" in text for line in found.rows for text in line)
+    assert "<figure>" in render_html(table(*rows)) and "<figure>" not in render_html(apart)
+
+
 def test_cached_factors_are_shown_where_all_rows_with_factors_say_them() -> None:
     known = {"sigma": 10.0, "stored_bytes": 1e6, "factor_bytes": 2.5e7}
     both = parameter_table(table(row("single", parameters={"backbone": 9.0}), row("sve", parameters=known)))

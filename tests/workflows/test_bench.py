@@ -180,6 +180,9 @@ def test_the_table_alone_needs_no_runs(sve: Any, benched: Path, tmp_path: Path) 
         (tmp_path / "moved" / "out" / name).unlink()
     assert sve.json("bench", "quickstart", "--table", "--out", "moved/out") == before
     assert (tmp_path / "moved" / "out" / "bench.html").read_text() == (benched / "out" / "bench.html").read_text()
+    assert "is not looked at" not in sve.err
+    assert sve.json("bench", "sst2_minilm", "--table", "--out", "moved/out") == before
+    assert "The table is of what is in 'moved/out', made from the recipe quickstart; sst2_minilm is not looked at." in sve.err
     (tmp_path / "moved" / "out" / "sve-seed1.json").unlink()  # a table of what is there
     table = sve.json("bench", "quickstart", "--table", "--out", "moved/out")
     assert [row["seeds"] for row in table["rows"]] == [[0, 1], [0]] and table["rows"][1]["metrics"]["nll"]["std"] is None

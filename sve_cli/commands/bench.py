@@ -57,7 +57,8 @@ def bench(
     from sve_cli.workflows.bench_checks import by_default
 
     console = Console(json_mode=as_json)
-    folder = out or Path("bench") / Path(recipe).stem
+    named = Path(recipe).stem
+    folder = out or Path("bench") / named
     chosen = DEFAULT_METHODS if methods is None else methods
     study = Study(
         recipe=recipe, overrides=tuple(overrides or []), methods=parse_methods(chosen), seeds=seeds,
@@ -67,6 +68,8 @@ def bench(
     if methods is None and not table:
         study = by_default(study, console)
     found = write_table(folder, study, console) if table else run_bench(study, console, jobs, costs)
+    if table and found.task != named:
+        console.warn(f"The table is of what is in '{folder}', made from the recipe {found.task}; {named} is not looked at.")
     show(found, console)
     if as_json:
         console.json(found)

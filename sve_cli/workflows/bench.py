@@ -136,8 +136,6 @@ def write_table(out: Path, study: Study | None = None, log: Log | None = None) -
         raise SveError(f"There is no finished run in '{out}' to make a table of.{why}", hint)
     if study is not None:
         check_reference(study, cells)
-        if log is not None and (made := cells[0].task) != (named := Path(study.recipe).stem):
-            log.warn(f"The table is of what is in '{out}', made from the recipe {made}; {named} is not looked at.")
     grids, costs = load_grids(out), read_costs(out)
     build_table(cells, grids, costs)  # cells that do not belong together are refused before anything is compared
     stored = read_paired(out)

@@ -103,6 +103,9 @@ def test_the_same_command_again_trains_nothing_and_gives_the_same_table(sve: Any
     assert "At the edge of the grid: sve, heads_only. --grid with further factors" in sve.err
     assert stamps(benched) == before and (benched / "out" / "bench.json").read_bytes() == table
     assert document == json.loads(table)
+    sve("recipes", "copy", "quickstart", "renamed.yaml")
+    assert sve.json("bench", "renamed.yaml", *repeat[2:]) == document  # looked at, as it is no --table
+    assert "4 runs: 4 done, 0 to train." in sve.err and "is not looked at" not in sve.err
 
 
 @pytest.mark.parametrize(("method", "seed"), [("sve", 0), ("sve", 1), ("heads_only", 1)])  # seed 0 was trained by the search

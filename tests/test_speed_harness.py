@@ -117,7 +117,7 @@ def test_what_others_took_of_the_processor(speed: SimpleNamespace, monkeypatch: 
         pass
     end = speed.machine.processor_time()
     whole, used, own = (b - a for a, b in zip(start, end, strict=True))
-    assert 0.2 <= own < 0.4 and used >= own - 0.05 and whole >= used - 0.05  # sums of ticks, and waiting may fall
+    assert 0.2 <= own < 0.4 and used >= own - 0.05 and round(whole - used, 6) >= 0  # differences of large sums
     monkeypatch.setattr(speed.machine, "processor_time", lambda: (200.0, 130.0, 50.0))
     assert speed.machine.others_share((100.0, 60.0, 20.0)) == 0.4  # 70 of 100 s were used, 30 of them by this program
     assert speed.machine.others_share((100.0, 60.0, -100.0)) == 0.0 and speed.machine.others_share(None) is None

@@ -35,8 +35,11 @@ def build_table(
     """
     if not cells:
         raise SveError("There is no finished run to make a table of.", "Run sve bench to its end.")
+    one_test = True
     for one, other in itertools.combinations(cells, 2):
-        differing = [*different_task(one, other), *_different_sources(one, other)]
+        changed = _different_sources(one, other)
+        one_test = one_test and "test" not in changed
+        differing = different_task(one, other) + ([] if _swept_sources(one, other) else [_SOURCES[key] for key in changed])
         if one.row == other.row:  # seeds of one row differ in nothing else
             differing = [*differing, *(k for k in differing_keys(one.recipe, other.recipe) if k != "seed")]
         if differing:
@@ -53,21 +56,12 @@ def build_table(
     rows.sort(key=by_size)
     first = cells[0]
     sets = list(dict.fromkeys(name for c in cells for name in _ood_sets(c)))
+    notes = [*_notes(cells, grids, one_test), *_gaps(cells, diverged), *_cost_notes(costs or {})]
     return BenchTable(
         task=first.task, model=first.model, rows_of_data=first.rows, rows=rows, ood=sets,
-        notes=[*_notes(cells, grids), *_gaps(cells, diverged), *_cost_notes(costs or {}), *_paired_notes(paired or {}, rows)],
-        commands=list(dict.fromkeys(c.command for c in cells)),
-        paired=None if paired is None else dict(paired), one_test=not _swept_tests(cells),
+        notes=[*notes, *_paired_notes(paired or {}, rows)], commands=list(dict.fromkeys(c.command for c in cells)),
+        paired=None if paired is None else dict(paired), one_test=one_test,
     )  # fmt: skip
-
-
-def _swept_tests(cells: Sequence[CellResult]) -> list[str]:
-    """The swept keys, if rows of one seed were scored on different test samples; results of older versions do not say."""
-    tests: dict[int, set[str]] = {}
-    for cell in cells:
-        if "test" in cell.sources:
-            tests.setdefault(cell.seed, set()).add(cell.sources["test"])
-    return sorted({key for c in cells for key in c.sweep}) if any(len(found) > 1 for found in tests.values()) else []
 
 
 def differing_keys(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
@@ -94,14 +88,17 @@ def precision_of(cell: CellResult) -> str | None:
 
 
 def _different_sources(one: CellResult, other: CellResult) -> list[str]:
-    """What of the content that two cells were made from differs, though their recipes name the same: a file was changed."""
-    if any(key.startswith(("model.", "data.", "task.")) for key in (*one.sweep, *other.sweep)):
-        return []
+    """What of `_SOURCES` has other content in the other cell, of what should be the same in all; older results do not say."""
     keys = {"checkpoint", *SPLITS} if one.seed == other.seed else {"checkpoint"}  # each seed holds out rows of its own
     if one.limit is None or one.recipe.get("data.seed") is not None:  # else, in results of older versions, it drew test rows too
         keys.add("test")
     shared = keys & one.sources.keys() & other.sources.keys()
-    return [_SOURCES[key] for key in sorted(shared) if one.sources[key] != other.sources[key]]
+    return [key for key in sorted(shared) if one.sources[key] != other.sources[key]]
+
+
+def _swept_sources(one: CellResult, other: CellResult) -> bool:
+    """Whether a sweep names other sources itself; else a file was changed."""
+    return any(key.startswith(("model.", "data.", "task.")) for key in (*one.sweep, *other.sweep))
 
 
 def different_task_keys(one: Mapping[str, Any], other: Mapping[str, Any], swept: Iterable[str]) -> list[str]:
@@ -170,11 +167,11 @@ def _ood_means(cell: CellResult) -> dict[str, float]:
     return means
 
 
-def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid]) -> list[str]:
+def _notes(cells: Sequence[CellResult], grids: Mapping[str, Grid], one_test: bool) -> list[str]:
     limit = cells[0].limit  # one for all cells of a table
     notes = [] if limit is None else [f"Limited to {limit} rows a split: not comparable with full runs."]
-    if keys := _swept_tests(cells):
-        swept = f"Rows have test samples of their own (--sweep {', '.join(keys)})"
+    if not one_test:
+        swept = f"Rows have test samples of their own (--sweep {', '.join(sorted({key for c in cells for key in c.sweep}))})"
         notes.append(f"{swept}: their numbers do not compare, and no best one is marked.")
     rows = {c.recipe.get("data.limit") for c in cells if "data.limit" not in c.sweep} - {None}
     notes += [f"Trained on at most {rows.pop():,} rows (data.limit)."] if len(rows) == 1 else []

@@ -113,10 +113,8 @@ class SveLora:
 def _views(backbone: Backbone, spec: MethodSpec, network: nn.Module, key: str, targets: str | list[str]) -> dict[str, LinearView]:
     if targets == "none":
         return {}
-    if targets == "auto":
-        return {view.name: view for view in backbone.targets(spec, network)}
+    chosen, own = (spec, "method.targets") if targets == "auto" else (replace(spec, targets=targets), f"method.params.{key}")
     try:
-        return {view.name: view for view in backbone.targets(replace(spec, targets=targets), network)}
-    except SveError as error:  # written for method.targets
-        own = f"method.params.{key}"
+        return {view.name: view for view in backbone.targets(chosen, network)}
+    except SveError as error:  # it says method.targets
         raise type(error)(error.message.replace("method.targets", own), error.hint.replace("method.targets", own)) from error

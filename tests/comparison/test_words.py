@@ -28,8 +28,7 @@ def test_winners_losers_and_ties_are_named() -> None:
 
 def test_a_name_of_a_person_keeps_its_capital_in_its_parts() -> None:
     rows = [row("brier_resolution", "Brier, resolution", 1), row("fpr", "FPR at 95 % TPR", 1), row("slope", "Calibration slope", 1)]
-    [said] = pair_sentences("new", "old", rows)[:1]
-    assert said == "old is better on Brier (resolution), FPR at 95 % TPR and calibration slope."
+    assert pair_sentences("new", "old", rows)[0] == "old is better on Brier (resolution), FPR at 95 % TPR and calibration slope."
 
 
 def test_only_ties_and_nothing_to_judge() -> None:
